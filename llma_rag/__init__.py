@@ -1,0 +1,77 @@
+"""RAG answers of a local language model, several times faster, without changing a single token."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from llma_rag.decoding import DraftConfig
+    from llma_rag.engine import Engine, Generation, TextStream, Timings
+    from llma_rag.errors import (
+        Cancelled,
+        ContextLengthError,
+        DataError,
+        DocumentError,
+        LlmaRagError,
+        ModelError,
+        StoreError,
+        UnsupportedModelError,
+    )
+    from llma_rag.prompts import documents_prompt
+    from llma_rag.provenance import CopiedSpan, Reference
+    from llma_rag.retrieval import DocumentStore, Embedder, Hit, default_embedder, read_documents
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Cancelled",
+    "ContextLengthError",
+    "CopiedSpan",
+    "DataError",
+    "DocumentError",
+    "DocumentStore",
+    "DraftConfig",
+    "Embedder",
+    "Engine",
+    "Generation",
+    "Hit",
+    "LlmaRagError",
+    "ModelError",
+    "Reference",
+    "StoreError",
+    "TextStream",
+    "Timings",
+    "UnsupportedModelError",
+    "__version__",
+    "default_embedder",
+    "documents_prompt",
+    "read_documents",
+]
+
+_HOMES = {
+    "DraftConfig": "decoding",
+    "Engine": "engine",
+    "Generation": "engine",
+    "TextStream": "engine",
+    "Timings": "engine",
+    "documents_prompt": "prompts",
+    "CopiedSpan": "provenance",
+    "Reference": "provenance",
+    "DocumentStore": "retrieval",
+    "Embedder": "retrieval",
+    "Hit": "retrieval",
+    "default_embedder": "retrieval",
+    "read_documents": "retrieval",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use, so that `import llma_rag` loads no heavy package."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,462 @@
+"""The engine: a prompt and references in, text and evidence out; one worker thread per model.
+
+The engine renders the prompt, lets `models` prefill it, lets `decoding` draft from the references, turns
+ids into text that is final, and reports what it took and which words were copied from where. It knows no
+framework; adapters translate to it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from llma_rag.decoding import DraftConfig, Drafter, NoDrafter, ReferenceDrafter, Step, greedy_decode
+from llma_rag.errors import Cancelled, ModelError
+from llma_rag.models import ModelRunner, Verdict, cached_probe, load_model, require_agreement
+from llma_rag.provenance import CopiedSpan, Reference, ReferenceText, as_references, copied_spans, coverage
+from llma_rag.text import Detokenizer, Message, StopStrings, prompt_ids, reference_ids
+from llma_rag.workers import on_cpu_worker, worker_for
+
+DEFAULT_MAX_TOKENS = 512
+_WIDTHS = {"cpu": (8, 16, 4), "cuda": (16, 8, 32)}  # tried in this order, first one that is exact
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds by phase.
+
+    Attributes:
+        queued_s: waiting for the model's worker.
+        prefill_s: reading the prompt up to the first token, indexing the references included.
+        decode_s: from the first token to the last.
+        draft_s: the part of decode_s that proposed drafts.
+        verify_s: the part of decode_s that the model took.
+    """
+
+    queued_s: float
+    prefill_s: float
+    decode_s: float
+    draft_s: float
+    verify_s: float
+
+    @property
+    def total_s(self) -> float:
+        """Seconds of work on the request, waiting excluded."""
+        return self.prefill_s + self.decode_s
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """An answer and its evidence.
+
+    Attributes:
+        text: the answer, without special tokens and without the stop string.
+        token_ids: its ids, an end-of-sequence id included.
+        finish_reason: `stop` at an end-of-sequence id or stop string, `length` at max_tokens or at the end
+            of the context.
+        prompt_tokens: ids of the prompt.
+        forward_passes: passes that produced ids; the prefill counts as one.
+        drafted: copied ids that the model checked.
+        accepted: copied ids that the model agreed with.
+        copied_spans: which characters of the text stand in which reference.
+        timings: seconds by phase.
+        verdict: whether drafts are exact here; where they are not, none were used.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    forward_passes: int
+    drafted: int
+    accepted: int
+    copied_spans: list[CopiedSpan]
+    timings: Timings
+    verdict: Verdict
+
+    @property
+    def completion_tokens(self) -> int:
+        """Ids produced."""
+        return len(self.token_ids)
+
+    @property
+    def tokens_per_pass(self) -> float:
+        """Ids produced per forward pass."""
+        return self.completion_tokens / self.forward_passes
+
+    @property
+    def copied_coverage(self) -> float:
+        """Share (0 to 1) of the text that stands in a reference."""
+        return coverage(self.copied_spans, len(self.text))
+
+
+class Engine:
+    """Greedy answers of one model, accelerated by references, identical with and without them.
+
+    Args:
+        model: a causal language model of transformers; it is not changed.
+        tokenizer: its tokenizer.
+        name: how results call the model.
+        width: positions per verify step; None takes the first of a few that is exact here.
+        max_context: most positions, prompt and answer together; the KV memory is allocated for them.
+        draft_config: when to copy and how much.
+
+    Raises:
+        UnsupportedModelError: the architecture cannot be decoded exactly.
+        ModelError: a width that was asked for is not exact here, or the KV memory does not fit.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str | None = None,
+        width: int | None = None,
+        max_context: int | None = None,
+        draft_config: DraftConfig | None = None,
+    ) -> None:
+        self.name = name or model.config.name_or_path or type(model).__name__
+        self.model = model
+        self.tokenizer = tokenizer
+        self.eos_ids = _eos_ids(model, tokenizer)
+        self._draft_config = draft_config or DraftConfig()
+        self._worker = worker_for(model, model.device.type)
+        self.runner, self.verdict = self._worker.submit(_exact_runner, model, width, max_context).result()
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        width: int | None = None,
+        max_context: int | None = None,
+        draft_config: DraftConfig | None = None,
+        model_kwargs: Mapping[str, Any] | None = None,
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> Engine:
+        """Load a model and prepare it for this machine.
+
+        Args:
+            name: a hub name, a local folder, a GGUF file, or `smollm2-135m`.
+            device: `auto` (CUDA where there is one, else the CPU) or a torch device.
+            dtype: `auto` (bfloat16 where the device computes in it, else float32) or a dtype's name.
+            width: see the class.
+            max_context: see the class.
+            draft_config: see the class.
+            model_kwargs: handed to `from_pretrained`, for example `quantization_config` or `device_map`.
+            progress: told what is going on when it takes long.
+
+        Raises:
+            ModelError: the model cannot be found, fetched or loaded; also as for the class.
+        """
+        loaded = on_cpu_worker(
+            load_model,
+            name,
+            device=device,
+            dtype=dtype,
+            model_kwargs=model_kwargs,
+            prepare_for_cpu=True,
+            progress=progress,
+        )
+        progress("Checking that decoding is exact here")
+        return cls(
+            loaded.model,
+            loaded.tokenizer,
+            name=name,
+            width=width,
+            max_context=max_context,
+            draft_config=draft_config,
+        )
+
+    def generate(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        references: Iterable[str | ReferenceText] = (),
+        max_tokens: int | None = DEFAULT_MAX_TOKENS,
+        stop: Sequence[str] = (),
+        draft: bool = True,
+    ) -> Generation:
+        """Return the greedy answer; it is the joined `stream` with its evidence.
+
+        Args:
+            prompt: a string to complete, or chat messages for the model's chat template.
+            references: texts that the answer may copy from, best first. The prompt always is one.
+            max_tokens: most ids to produce; None takes what room the context has.
+            stop: strings that end the answer and are not part of it.
+            draft: False decodes plainly, in the same shapes: the same ids, one per pass.
+
+        Raises:
+            ContextLengthError: the prompt leaves no room in the context.
+            ValueError: an empty prompt, a `max_tokens` below 1, or an empty stop string.
+        """
+        with self.stream(
+            prompt, references=references, max_tokens=max_tokens, stop=stop, draft=draft
+        ) as stream:
+            return stream.result
+
+    def stream(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        references: Iterable[str | ReferenceText] = (),
+        max_tokens: int | None = DEFAULT_MAX_TOKENS,
+        stop: Sequence[str] = (),
+        draft: bool = True,
+    ) -> TextStream:
+        """Return an iterator over pieces of final text; arguments and errors as for `generate`.
+
+        Closing the stream, or dropping it, stops the model before its next step.
+        """
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, or None for no limit, got {max_tokens}")
+        if isinstance(stop, str):
+            raise ValueError(f"stop must be a list of strings, got one string; use [{stop!r}]")
+        request = _Request(prompt, as_references(references), max_tokens, StopStrings(stop), draft)
+        events: SimpleQueue[_Event] = SimpleQueue()
+        cancelled = threading.Event()
+        self._worker.submit(self._serve, request, events, cancelled)
+        return TextStream(events, cancelled)
+
+    def count_tokens(self, prompt: str | Sequence[Message]) -> int:
+        """Return how many ids a prompt has."""
+        return len(prompt_ids(self.tokenizer, prompt))
+
+    def _serve(
+        self, request: _Request, events: SimpleQueue[_Event], cancelled: threading.Event
+    ) -> None:
+        """Run a request in the worker thread; every outcome reaches the caller through `events`."""
+        try:
+            events.put(self._answer(request, events.put, cancelled))
+        except BaseException as error:
+            events.put(error)
+
+    def _answer(
+        self, request: _Request, emit: Callable[[str], None], cancelled: threading.Event
+    ) -> Generation:
+        queued_s = time.perf_counter() - request.submitted
+        _require_same_threads(self.runner)
+        model = _CancellableRunner(self.runner, cancelled)
+        ids = prompt_ids(self.tokenizer, request.prompt)
+        self.runner.require_room(len(ids))
+        started = time.perf_counter()
+        drafter = self._drafter(ids, request)
+        index_s = time.perf_counter() - started
+        room = self.runner.context_length - len(ids)
+        steps = greedy_decode(
+            model, ids, drafter, max_tokens=min(request.max_tokens or room, room), eos_ids=self.eos_ids
+        )
+        output = _Output(Detokenizer(self.tokenizer), request.stop, emit)
+        for step in steps:
+            if not output.take(step):
+                break
+        ended = output.finish()
+        return Generation(
+            text=output.text,
+            token_ids=output.token_ids,
+            finish_reason="stop" if ended or output.token_ids[-1] in self.eos_ids else "length",
+            prompt_tokens=len(ids),
+            forward_passes=output.passes,
+            drafted=output.drafted,
+            accepted=output.accepted,
+            copied_spans=copied_spans(output.text, request.references),
+            timings=output.timings(queued_s, index_s),
+            verdict=self.verdict,
+        )
+
+    def _drafter(self, ids: list[int], request: _Request) -> Drafter:
+        if not request.draft or not self.verdict.exact:
+            return NoDrafter()
+        references = [reference_ids(self.tokenizer, reference.text) for reference in request.references]
+        return ReferenceDrafter(references, ids, self._draft_config)
+
+
+class TextStream(Iterator[str]):
+    """Pieces of an answer as they become final; `result` is the whole with its evidence."""
+
+    def __init__(self, events: SimpleQueue[_Event], cancelled: threading.Event) -> None:
+        self._events = events
+        self._cancelled = cancelled
+        self._outcome: Generation | BaseException | None = None
+
+    def __next__(self) -> str:
+        """Return the next piece of text; raise what went wrong in the worker."""
+        if self._outcome is not None:
+            raise StopIteration
+        event = self._events.get()
+        if isinstance(event, str):
+            return event
+        self._outcome = event
+        if isinstance(event, BaseException) and not isinstance(event, Cancelled):
+            raise event
+        raise StopIteration
+
+    @property
+    def result(self) -> Generation:
+        """The whole answer, waiting for it where needed.
+
+        Raises:
+            Cancelled: the stream was closed before the answer was complete.
+        """
+        for _ in self:
+            pass
+        if isinstance(self._outcome, Generation):
+            return self._outcome
+        assert self._outcome is not None
+        raise self._outcome
+
+    def close(self) -> None:
+        """Stop the model before its next step; a complete answer stays available."""
+        self._cancelled.set()
+
+    def __enter__(self) -> TextStream:
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+_Event = str | Generation | BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    prompt: str | Sequence[Message]
+    references: list[Reference]
+    max_tokens: int | None
+    stop: StopStrings
+    draft: bool
+    submitted: float = field(default_factory=time.perf_counter)
+
+
+class _CancellableRunner:
+    """The model of one request: raises Cancelled before the next pass once its caller has gone."""
+
+    def __init__(self, runner: ModelRunner, cancelled: threading.Event) -> None:
+        self._runner = runner
+        self._cancelled = cancelled
+        self.vocab_size = runner.vocab_size
+        self.draft_room = runner.draft_room
+
+    def prefill(self, ids: Sequence[int]) -> int:
+        return self._runner.prefill(ids, before_block=self._check)
+
+    def verify(self, position: int, ids: Sequence[int]) -> list[int]:
+        self._check()
+        return self._runner.verify(position, ids)
+
+    def _check(self) -> None:
+        if self._cancelled.is_set():
+            raise Cancelled("the request was cancelled")
+
+
+class _Output:
+    """What a request has produced so far."""
+
+    def __init__(self, detokenizer: Detokenizer, stop: StopStrings, emit: Callable[[str], None]) -> None:
+        self.token_ids: list[int] = []
+        self.text = ""
+        self.passes = self.drafted = self.accepted = 0
+        self._prefill_s = self._draft_s = self._verify_s = 0.0
+        self._first_token_at = 0.0
+        self._detokenizer = detokenizer
+        self._stop = stop
+        self._emit = emit
+
+    def take(self, step: Step) -> bool:
+        """Take a step id by id; return False where a stop string ends the answer."""
+        self._count(step)
+        for token_id in step.ids:
+            self.token_ids.append(token_id)
+            self._publish(self._stop.feed(self._detokenizer.feed(token_id)))
+            if self._stop.found is not None:
+                return False
+        return True
+
+    def finish(self) -> bool:
+        """Publish what was held back; return whether a stop string ended the answer."""
+        self._publish(self._stop.feed(self._detokenizer.finish()))
+        self._publish(self._stop.finish())
+        return self._stop.found is not None
+
+    def timings(self, queued_s: float, index_s: float) -> Timings:
+        decode_s = time.perf_counter() - self._first_token_at
+        return Timings(queued_s, index_s + self._prefill_s, decode_s, self._draft_s, self._verify_s)
+
+    def _count(self, step: Step) -> None:
+        self.passes += 1
+        self.drafted += step.drafted
+        self.accepted += step.accepted
+        if self.passes == 1:
+            self._prefill_s = step.verify_s
+            self._first_token_at = time.perf_counter()
+        else:
+            self._draft_s += step.draft_s
+            self._verify_s += step.verify_s
+
+    def _publish(self, text: str) -> None:
+        if text:
+            self.text += text
+            self._emit(text)
+
+
+def _exact_runner(
+    model: PreTrainedModel, width: int | None, max_context: int | None
+) -> tuple[ModelRunner, Verdict]:
+    """Return a runner at a width that passes the probe; without one, a runner that must not draft."""
+    widths = _WIDTHS.get(model.device.type, _WIDTHS["cpu"]) if width is None else (width,)
+    runner = ModelRunner(model, widths[0], max_context)
+    require_agreement(runner)
+    failed = []
+    for runner.width in widths:
+        verdict = cached_probe(runner)
+        if verdict.exact:
+            return runner, verdict
+        failed.append(verdict)
+    if width is not None:
+        raise ModelError(
+            f"steps of width {width} are not exact here ({failed[0].mismatched} of {failed[0].rows} rows "
+            "differ); use another width, multiples of 8 are the safest, or width=None to choose"
+        )
+    runner.width = widths[0]
+    return runner, failed[0]
+
+
+def _require_same_threads(runner: ModelRunner) -> None:
+    threads = torch.get_num_threads()
+    if runner.device.type == "cpu" and threads != runner.threads:
+        raise ModelError(
+            f"torch ran with {runner.threads} threads when exactness was checked and has {threads} now; "
+            "load a new engine after changing the number of threads"
+        )
+
+
+def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Return the ids that end an answer: the generation config's, else the model's or tokenizer's."""
+    generation_config = getattr(model, "generation_config", None)
+    for owner in (generation_config, model.config, tokenizer):
+        eos = getattr(owner, "eos_token_id", None)
+        if eos is not None:
+            return frozenset([eos] if isinstance(eos, int) else eos)
+    return frozenset()

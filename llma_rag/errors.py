@@ -1,0 +1,43 @@
+"""The exceptions of this library, each with a message that gives the rule, the value and the remedy.
+
+LlmaRagError
+├── ModelError          a model cannot be found, fetched, loaded or run exactly
+│   └── UnsupportedModelError   its architecture cannot be decoded by fixed-shape steps
+├── ContextLengthError  a prompt does not fit the model's context
+├── StoreError          a document store is missing, corrupt or was made by something else
+├── DocumentError       a document cannot be read
+├── DataError           a data file for the benchmarks does not have the expected form
+└── Cancelled           the caller cancelled the request
+"""
+
+
+class LlmaRagError(Exception):
+    """Base of every error that this library raises on purpose."""
+
+
+class ModelError(LlmaRagError):
+    """A model cannot be found, fetched, loaded or run."""
+
+
+class UnsupportedModelError(ModelError):
+    """A model whose architecture cannot be decoded exactly by fixed-shape steps."""
+
+
+class ContextLengthError(LlmaRagError, ValueError):
+    """A prompt that leaves no room in the model's context."""
+
+
+class StoreError(LlmaRagError):
+    """A document store that is missing, corrupt, or of another format or embedding model."""
+
+
+class DocumentError(LlmaRagError):
+    """A document that cannot be read."""
+
+
+class DataError(LlmaRagError):
+    """A data file that does not have the expected form."""
+
+
+class Cancelled(LlmaRagError):
+    """The request was cancelled by its caller."""

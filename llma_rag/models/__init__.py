@@ -1,0 +1,12 @@
+"""Models: loading them, and running them in two fixed shapes. The only package that knows transformers.
+
+`loading` finds weights and tokenizer, `demo_model` installs the demo model, `linears` prepares a model
+for the CPU, `runner` runs prefill blocks and verify steps over the KV `memory` with our `attention`, and
+`probe` checks bit by bit that a step's rows are independent. Documents and frameworks are unknown here.
+"""
+
+from llma_rag.models.loading import LoadedModel, load_model
+from llma_rag.models.probe import Verdict, cached_probe, require_agreement
+from llma_rag.models.runner import ModelRunner
+
+__all__ = ["LoadedModel", "ModelRunner", "Verdict", "cached_probe", "load_model", "require_agreement"]

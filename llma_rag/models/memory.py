@@ -1,0 +1,122 @@
+"""The KV memory: preallocated slots, one per absolute position, seen through views of fixed extents.
+
+A forward pass writes its keys and values at the slots of its positions and attends to the first `view`
+slots. The view depends on the position alone, so a position is always computed with the same extent,
+whatever the step that reaches it. Slots beyond the last real position hold leftovers of padding and of
+rejected drafts; the causal mask hides them until they are overwritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+PREFILL_BLOCK = 128  # positions per prefill pass; divides every view
+_FINE_VIEW = 256  # views grow by this much up to _FINE_LIMIT, then by _COARSE_VIEW
+_FINE_LIMIT = 4096
+_COARSE_VIEW = 1024
+
+
+def view_at(position: int) -> int:
+    """Return how many slots a pass that starts at `position` attends to.
+
+    >>> view_at(0), view_at(255), view_at(256), view_at(5000)
+    (256, 256, 512, 5120)
+    """
+    step = _FINE_VIEW if position < _FINE_LIMIT else _COARSE_VIEW
+    return (position // step + 1) * step
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """What one layer keeps per position."""
+
+    heads: int
+    key_dim: int
+    value_dim: int
+    dtype: torch.dtype
+    device: torch.device
+    is_sliding: bool
+
+    @property
+    def bytes_per_slot(self) -> int:
+        """Bytes of keys and values at one position."""
+        return self.heads * (self.key_dim + self.value_dim) * self.dtype.itemsize
+
+
+class SlotLayer(CacheLayerMixin):
+    """Keys and values of one layer, each (1, heads, slots, dim)."""
+
+    def __init__(self, shape: LayerShape, slots: int, window: SlotWindow) -> None:
+        super().__init__()
+        self.is_sliding = shape.is_sliding  # the mask narrows a sliding layer, not the memory
+        self.is_initialized = True
+        self._window = window
+        options = {"dtype": shape.dtype, "device": shape.device}
+        with torch.inference_mode():  # written under it later, so allocated under it
+            self.keys = torch.zeros(1, shape.heads, slots, shape.key_dim, **options)
+            self.values = torch.zeros(1, shape.heads, slots, shape.value_dim, **options)
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Do nothing: the slots exist from the start."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write (1, heads, rows, dim) at the window's start; return views of (1, heads, view, dim)."""
+        start, view = self._window.start, self._window.view
+        assert self.keys is not None
+        assert self.values is not None
+        self.keys[:, :, start : start + key_states.shape[-2]] = key_states
+        self.values[:, :, start : start + value_states.shape[-2]] = value_states
+        return self.keys[:, :, :view], self.values[:, :, :view]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Return extent and offset of the slots that a mask covers."""
+        return self._window.view, 0
+
+    def get_seq_length(self) -> int:
+        """Return the position of the first row."""
+        return self._window.start
+
+    def get_max_length(self) -> int:
+        """Return the number of slots."""
+        assert self.keys is not None
+        return int(self.keys.shape[-2])
+
+
+@dataclass(slots=True)
+class SlotWindow:
+    """Where the next pass writes and how far it sees; shared by all layers."""
+
+    start: int = 0
+    view: int = _FINE_VIEW
+
+
+class SlotMemory(Cache):
+    """Keys and values of every layer at every position up to the context length."""
+
+    def __init__(self, shapes: Sequence[LayerShape], slots: int) -> None:
+        self.window = SlotWindow()
+        super().__init__(layers=[SlotLayer(shape, slots, self.window) for shape in shapes])
+
+    def place(self, position: int) -> None:
+        """Let the next pass write at `position` and see that position's view."""
+        self.window.start = position
+        self.window.view = view_at(position)
+
+    @torch.inference_mode()
+    def fill(self, generator: torch.Generator | None) -> None:
+        """Fill the slots with random values for a probe, or with zeros (None)."""
+        for layer in self.layers:
+            for tensor in (layer.keys, layer.values):
+                assert tensor is not None
+                if generator is None:
+                    tensor.zero_()
+                else:
+                    noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32)
+                    tensor.copy_(noise)

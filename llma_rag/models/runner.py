@@ -1,0 +1,189 @@
+"""A causal language model run in exactly two shapes: aligned prefill blocks and verify steps.
+
+A prefill block is always `PREFILL_BLOCK` positions, a verify step always `width`, padded where there is
+less to do. What a position computes therefore does not depend on how many drafted ids stand beside it,
+and decoding with drafts is bit-identical to decoding without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import psutil
+import torch
+from transformers import PreTrainedModel
+
+from llma_rag.errors import ContextLengthError, ModelError
+from llma_rag.models import attention
+from llma_rag.models.memory import PREFILL_BLOCK, LayerShape, SlotMemory, view_at
+from llma_rag.models.support import context_limit, require_supported, sliding_layers
+
+DEFAULT_MAX_CONTEXT = 8192  # positions; more is a choice, because the KV memory is allocated at load
+_MAX_WIDTH = 64
+_PADDING_ID = 0
+
+
+class ModelRunner:
+    """Prefills prompts and verifies drafts; the `Verifier` of `llma_rag.decoding`.
+
+    Args:
+        model: a decoder-only transformer; its attention is exchanged during our passes only.
+        width: positions per verify step.
+        max_context: most positions; None takes the model's limit, at most `DEFAULT_MAX_CONTEXT`.
+
+    Raises:
+        UnsupportedModelError: the architecture cannot be decoded exactly.
+        ModelError: the width or context is out of range, or the KV memory does not fit.
+    """
+
+    def __init__(self, model: PreTrainedModel, width: int, max_context: int | None = None) -> None:
+        require_supported(model)
+        self.model = model.eval()
+        self.width = _checked_width(width)
+        self._config = model.config.get_text_config(decoder=True)
+        self._exchanges_experts = model._can_set_experts_implementation()
+        self.device = model.device
+        self.dtype = model.dtype
+        self.threads = torch.get_num_threads()
+        self.vocab_size = int(self._config.vocab_size)
+        self.context_length = _checked_context(context_limit(self._config), max_context)
+        shapes = self._layer_shapes()
+        slots = view_at(self.context_length - 1) + _MAX_WIDTH  # padding rows write beyond the last view
+        self.kv_bytes = slots * sum(shape.bytes_per_slot for shape in shapes)
+        _require_free_memory(self.kv_bytes, self.context_length, self.device)
+        self._memory = SlotMemory(shapes, slots)
+
+    def prefill(self, prompt_ids: Sequence[int], before_block: Callable[[], None] = lambda: None) -> int:
+        """Compute the prompt block by block; return the id that follows it.
+
+        `before_block` is called before each block and may raise to stop.
+        """
+        self.require_room(len(prompt_ids))
+        logits = None
+        for start in range(0, len(prompt_ids), PREFILL_BLOCK):
+            before_block()
+            logits = self.prefill_block(start, prompt_ids[start : start + PREFILL_BLOCK])
+        if logits is None:
+            raise ValueError("the prompt must have at least one id, got none")
+        return int(logits.argmax())
+
+    def require_room(self, prompt_tokens: int) -> None:
+        """Raise ContextLengthError unless the prompt leaves room for one more token."""
+        if prompt_tokens >= self.context_length:
+            raise ContextLengthError(
+                f"the prompt has {prompt_tokens} tokens, but the context holds {self.context_length}, answer "
+                "included; shorten the prompt, pass fewer documents, or raise max_context up to the model's limit"
+            )
+
+    def draft_room(self, position: int) -> int:
+        """Return how many drafted ids a step at `position` may hold without leaving its view."""
+        return min(self.width, view_at(position) - position, self.context_length - position) - 1
+
+    def verify(self, position: int, ids: Sequence[int]) -> list[int]:
+        """Read `ids` at `position` and after; return the id that follows each of them."""
+        logits = self.verify_logits(position, ids)
+        predicted: list[int] = logits.argmax(dim=-1).tolist()  # the step's one transfer to the host
+        return predicted[: len(ids)]
+
+    def prefill_block(self, start: int, ids: Sequence[int]) -> torch.Tensor:
+        """Compute one aligned block; return the logits (vocab,) after its last id."""
+        logits = self._forward(start, ids, PREFILL_BLOCK, logits_row=len(ids) - 1)  # (1, vocab)
+        return logits[0]
+
+    def verify_logits(
+        self, position: int, ids: Sequence[int], padding: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        """Return the logits (width, vocab) of a verify step; only the first len(ids) rows mean anything.
+
+        `padding` stands after `ids`, for tests and probes: what it is must not matter.
+        """
+        padded = [*ids, *(padding or ())][: self.width]
+        with attention.implementations(self._config, **self._row_independent_experts()):
+            return self._forward(position, padded, self.width, logits_row=None)
+
+    def zero_memory(self) -> None:
+        """Forget everything computed so far."""
+        self._memory.fill(None)
+
+    def scramble_memory(self, generator: torch.Generator) -> None:
+        """Fill the KV memory with random values, so that a probe need not prefill."""
+        self._memory.fill(generator)
+
+    @torch.inference_mode()
+    def stock_logits(self, ids: Sequence[int]) -> torch.Tensor:
+        """Return the logits (len(ids), vocab) of the model's own forward, for comparison."""
+        logits: torch.Tensor = self.model(
+            torch.tensor([list(ids)], device=self.device), use_cache=False
+        ).logits
+        return logits[0]
+
+    @torch.inference_mode()
+    def _forward(self, position: int, ids: Sequence[int], rows: int, logits_row: int | None) -> torch.Tensor:
+        self._memory.place(position)
+        padded = [*ids, *[_PADDING_ID] * (rows - len(ids))]
+        last = self.context_length - 1  # padding rows may reach beyond what the model has positions for
+        positions = [min(position + row, last) for row in range(rows)]
+        inputs = torch.tensor([padded, positions], device=self.device)  # (2, rows)
+        keep = 0 if logits_row is None else torch.tensor([logits_row], device=self.device)
+        with attention.implementations(self._config, attn=attention.NAME):
+            output = self.model(
+                input_ids=inputs[:1],
+                position_ids=inputs[1:],
+                cache=self._memory,
+                use_cache=True,
+                logits_to_keep=keep,
+            )
+        logits: torch.Tensor = output.logits
+        return logits[0]
+
+    def _row_independent_experts(self) -> dict[str, str]:
+        # The other implementations group a step's rows by expert, so that a row's result depends on its
+        # neighbours. A prefill block always holds the same rows, so it may keep the faster one.
+        return {"experts": "batched_mm"} if self._exchanges_experts else {}
+
+    @torch.inference_mode()
+    def _layer_shapes(self) -> list[LayerShape]:
+        """Run one position through the model's own cache and read what each layer keeps."""
+        probe = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        cache = self.model(probe, use_cache=True).cache
+        return [
+            LayerShape(
+                heads=layer.keys.shape[1],
+                key_dim=layer.keys.shape[3],
+                value_dim=layer.values.shape[3],
+                dtype=layer.keys.dtype,
+                device=layer.keys.device,
+                is_sliding=is_sliding,
+            )
+            for layer, is_sliding in zip(cache.layers, sliding_layers(self._config), strict=True)
+        ]
+
+
+def _checked_width(width: int) -> int:
+    if not 2 <= width <= _MAX_WIDTH:
+        raise ModelError(
+            f"width must be from 2 to {_MAX_WIDTH}, got {width}; use draft=False for plain greedy decoding"
+        )
+    return width
+
+
+def _checked_context(limit: int | None, max_context: int | None) -> int:
+    if max_context is None:
+        return min(limit or DEFAULT_MAX_CONTEXT, DEFAULT_MAX_CONTEXT)
+    if max_context < 2 or (limit is not None and max_context > limit):
+        raise ModelError(f"max_context must be from 2 to {limit or 'any length'}, got {max_context}")
+    return max_context
+
+
+def _require_free_memory(kv_bytes: int, context_length: int, device: torch.device) -> None:
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    elif device.type == "cpu":
+        free = psutil.virtual_memory().available
+    else:
+        return
+    if kv_bytes > free:
+        raise ModelError(
+            f"the KV memory for a context of {context_length} tokens needs {kv_bytes / 2**20:.0f} MiB, but "
+            f"{free / 2**20:.0f} MiB are free on {device}; lower max_context"
+        )

@@ -1,0 +1,117 @@
+"""Text in and out of ids: chat templates, incremental detokenisation, stop strings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+Message = Mapping[str, Any]  # {"role": "user", "content": "..."}
+_INCOMPLETE = "\ufffd"  # what a tokenizer shows for bytes that are no character yet
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Message]) -> list[int]:
+    """Return the ids of a plain prompt or of chat messages through the chat template, once.
+
+    A plain string is completed as it is; messages end with the template's opening of the answer. The
+    template is rendered to ids and never tokenised again: it decides itself about special tokens.
+
+    Raises:
+        ValueError: the prompt is empty, or the tokenizer has no chat template.
+    """
+    if isinstance(prompt, str):
+        ids = tokenizer(prompt).input_ids
+    else:
+        if tokenizer.chat_template is None:
+            raise ValueError("the model's tokenizer has no chat template; pass the prompt as one string")
+        ids = tokenizer.apply_chat_template(
+            [dict(message) for message in prompt],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+        )["input_ids"]
+    if not ids:
+        raise ValueError("the prompt is empty; pass a string or messages with some text")
+    return list(ids)
+
+
+def reference_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the ids of a reference, without special tokens."""
+    return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
+
+
+class Detokenizer:
+    """Turns ids into text as they come, holding back what a later id may still change.
+
+    The pieces joined are the text of all ids. A piece is decoded together with the ids before it, since
+    some tokenizers write a token differently at the beginning of a text.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._context = 0  # first id that is decoded again
+        self._emitted = 0  # ids whose text is out
+
+    def feed(self, token_id: int) -> str:
+        """Take one id; return the text that is final now."""
+        self._ids.append(token_id)
+        return self._advance(final=False)
+
+    def finish(self) -> str:
+        """Return the rest, incomplete characters included."""
+        return self._advance(final=True)
+
+    def _advance(self, *, final: bool) -> str:
+        before = self._decode(self._ids[self._context : self._emitted])
+        after = self._decode(self._ids[self._context :])
+        if len(after) <= len(before) or (after.endswith(_INCOMPLETE) and not final):
+            return ""
+        self._context, self._emitted = self._emitted, len(self._ids)
+        return after[len(before) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        text: str | list[str] = self._tokenizer.decode(
+            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        assert isinstance(text, str)
+        return text
+
+
+class StopStrings:
+    """Finds stop strings in streamed text and holds back what may become one."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        if any(not string for string in stop):
+            raise ValueError("a stop string must not be empty")
+        self._stop = tuple(stop)
+        self._held = ""
+        self.found: str | None = None
+
+    def feed(self, text: str) -> str:
+        """Take text; return what is final. After a stop string is found, everything else is dropped."""
+        if self.found is not None:
+            return ""
+        self._held += text
+        hits = [(self._held.find(string), string) for string in self._stop if string in self._held]
+        if hits:
+            begin, self.found = min(hits)
+            final, self._held = self._held[:begin], ""
+            return final
+        keep = self._possible_beginning()
+        final, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return final
+
+    def finish(self) -> str:
+        """Return what was held back: the output ended before it became a stop string."""
+        held, self._held = self._held, ""
+        return held
+
+    def _possible_beginning(self) -> int:
+        """Return the length of the longest end of the held text that begins a stop string."""
+        longest = min(len(self._held), max((len(string) - 1 for string in self._stop), default=0))
+        for length in range(longest, 0, -1):
+            if any(string.startswith(self._held[-length:]) for string in self._stop):
+                return length
+        return 0
