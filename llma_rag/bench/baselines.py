@@ -1,0 +1,91 @@
+"""What to compare with: the `generate` of transformers, plain and with its prompt lookup."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+PROMPT_LOOKUP_TOKENS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One answer by one mode; seconds are wall-clock."""
+
+    prefill_s: float
+    decode_s: float
+    forward_passes: int
+    drafted: int
+    accepted: int
+    token_ids: list[int]
+
+
+class StockModel:
+    """A model as transformers runs it."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+
+    def measure(self, prompt_ids: Sequence[int], max_tokens: int, *, prompt_lookup: bool) -> Measurement:
+        """Answer greedily with `generate`; its prefill is timed by a forward pass of its own."""
+        inputs = torch.tensor([list(prompt_ids)], device=self._model.device)
+        options: dict[str, Any] = {"prompt_lookup_num_tokens": PROMPT_LOOKUP_TOKENS} if prompt_lookup else {}
+        with torch.inference_mode():
+            prefill_s = self._timed_prefill(inputs)
+            started = self._now()
+            with self._counted_passes() as rows_per_pass:
+                output = self._model.generate(
+                    inputs,
+                    attention_mask=torch.ones_like(inputs),
+                    max_new_tokens=max_tokens,
+                    do_sample=False,
+                    **options,
+                )
+            wall_s = self._now() - started
+        token_ids = output[0, len(prompt_ids) :].tolist()
+        passes = len(rows_per_pass)
+        return Measurement(
+            prefill_s=prefill_s,
+            decode_s=wall_s - prefill_s,
+            forward_passes=passes,
+            drafted=sum(rows - 1 for rows in rows_per_pass[1:]),
+            accepted=len(token_ids) - passes,
+            token_ids=token_ids,
+        )
+
+    @torch.inference_mode()
+    def top2_gap(self, context_ids: Sequence[int]) -> float:
+        """Return how far the best next id's logit is above the second best's."""
+        inputs = torch.tensor([list(context_ids)], device=self._model.device)
+        best, second = self._model(inputs, logits_to_keep=1).logits[0, -1].float().topk(2).values.tolist()
+        return float(best - second)
+
+    def _timed_prefill(self, inputs: torch.Tensor) -> float:
+        started = self._now()
+        self._model(inputs, logits_to_keep=1, use_cache=True)
+        return self._now() - started
+
+    @contextmanager
+    def _counted_passes(self) -> Iterator[list[int]]:
+        """Collect the number of positions of each forward pass."""
+        rows: list[int] = []
+
+        def count(_: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+            rows.append(kwargs["input_ids"].shape[1])
+
+        handle = self._model.register_forward_pre_hook(count, with_kwargs=True)
+        try:
+            yield rows
+        finally:
+            handle.remove()
+
+    def _now(self) -> float:
+        if self._model.device.type == "cuda":
+            torch.cuda.synchronize(self._model.device)
+        return time.perf_counter()

@@ -1,0 +1,129 @@
+"""The `llma-rag` command and its subcommands."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llma_rag import __version__
+from llma_rag.errors import LlmaRagError
+
+app = typer.Typer(
+    name="llma-rag",
+    help="RAG answers of a local language model, several times faster, without changing a single token.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[
+    str,
+    typer.Option(help="Hub name, local folder, .gguf file, or smollm2-135m (needs no hub)."),
+]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Width = Annotated[int | None, typer.Option(help="Positions per verify step; default: chosen at load.")]
+MaxTokens = Annotated[int, typer.Option(min=1, help="Most tokens per answer.")]
+Json = Annotated[
+    Path | None, typer.Option("--json", help="Also write what was printed to this file, as data.")
+]
+Store = Annotated[Path, typer.Option(help="The folder of the document store.")]
+
+DEMO_MODEL = "smollm2-135m"
+
+
+@app.command()
+def demo(
+    model: Model = DEMO_MODEL,
+    dtype: Dtype = "auto",
+    width: Width = None,
+    max_tokens: MaxTokens = 128,
+    json_file: Json = None,
+) -> None:
+    """Answer questions over the packaged documents, with and without references."""
+    from llma_rag.cli.demo import run_demo
+
+    run_demo(model, dtype, width, max_tokens, json_file)
+
+
+@app.command()
+def index(
+    paths: Annotated[list[Path], typer.Argument(help="Text and Markdown files, or folders of them.")],
+    store: Store,
+    json_file: Json = None,
+) -> None:
+    """Read documents into a store; documents that are in it already are replaced."""
+    from llma_rag.cli.index import run_index
+
+    run_index(paths, store, json_file)
+
+
+@app.command()
+def ask(
+    question: Annotated[str, typer.Argument(help="What you want to know.")],
+    store: Store,
+    model: Model = DEMO_MODEL,
+    dtype: Dtype = "auto",
+    width: Width = None,
+    max_tokens: MaxTokens = 256,
+    passages: Annotated[int, typer.Option(min=1, help="Passages to retrieve.")] = 3,
+    references: Annotated[bool, typer.Option(help="Draft from the retrieved passages.")] = True,
+    json_file: Json = None,
+) -> None:
+    """Answer a question from the documents in a store."""
+    from llma_rag.cli.ask import run_ask
+
+    run_ask(question, store, model, dtype, width, max_tokens, passages, references, json_file)
+
+
+@app.command()
+def compare(
+    data: Annotated[Path, typer.Option(help="JSON lines, each with `query` and `docs`.")],
+    model: Model = DEMO_MODEL,
+    dtype: Dtype = "auto",
+    width: Width = None,
+    max_tokens: MaxTokens = 128,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most samples.")] = None,
+    skip: Annotated[int, typer.Option(min=0, help="Samples to leave out at the beginning.")] = 0,
+    max_docs: Annotated[int, typer.Option(min=1, help="Most documents per prompt.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs per sample and mode; times are medians.")] = 1,
+    baselines: Annotated[
+        str, typer.Option(help="Comma-separated: transformers, prompt_lookup; or none.")
+    ] = "transformers,prompt_lookup",
+    json_file: Json = None,
+) -> None:
+    """Measure answers with references against plain decoding and transformers' generate."""
+    from llma_rag.cli.compare import run_compare
+
+    run_compare(
+        data, model, dtype, width, max_tokens, limit, skip, max_docs, repeats, baselines, json_file
+    )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+
+
+def main() -> None:
+    """Run the command; an error of ours is one line and exit code 2."""
+    try:
+        app()
+    except LlmaRagError as error:
+        typer.echo(f"llma-rag: error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("llma-rag: interrupted", err=True)
+        sys.exit(130)

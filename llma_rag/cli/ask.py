@@ -1,0 +1,57 @@
+"""`llma-rag ask`: an answer from the documents in a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llma_rag.cli.index import quiet_embedder
+from llma_rag.cli.printing import (
+    answer_json,
+    console,
+    figures,
+    highlighted,
+    json_output,
+    load_engine,
+    source_line,
+)
+from llma_rag.errors import StoreError
+from llma_rag.prompts import documents_prompt
+from llma_rag.retrieval import DocumentStore
+
+
+def run_ask(
+    question: str,
+    store_folder: Path,
+    model: str,
+    dtype: str,
+    width: int | None,
+    max_tokens: int,
+    passages: int,
+    references: bool,
+    json_file: Path | None,
+) -> None:
+    """Retrieve, answer as a stream, then show where the words came from."""
+    with json_output(json_file) as output:
+        DocumentStore.require(store_folder)  # before the embedding model is loaded
+        store = DocumentStore.open(store_folder, quiet_embedder())
+        hits = store.search(question, passages)
+        if not hits:
+            raise StoreError(f"the store {store_folder} is empty; index some documents first")
+        engine = load_engine(model, dtype, width)
+        prompt = documents_prompt(question, [hit.text for hit in hits])
+        with engine.stream(prompt, references=hits, max_tokens=max_tokens, draft=references) as stream:
+            for piece in stream:
+                console.print(piece, end="", markup=False, soft_wrap=True)
+            answer = stream.result
+        console.print()
+        console.rule("Copied words" if answer.copied_spans else "No words copied")
+        if answer.copied_spans:
+            console.print(highlighted(answer.text, answer.copied_spans))
+        for number, hit in enumerate(hits, start=1):
+            console.print(source_line(number, hit.chunk.source, hit.chunk.start, hit.chunk.end, hit.score))
+        console.print(figures(answer))
+        output.update(
+            question=question,
+            passages=[{"text": hit.text, "score": hit.score, **hit.metadata} for hit in hits],
+            answer=answer_json(answer),
+        )

@@ -1,0 +1,97 @@
+"""`llma-rag compare`: the same questions in every mode."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llma_rag.bench import Comparison, compare, read_samples
+from llma_rag.bench.compare import BASELINES, SampleComparison, environment, peak_memory_bytes
+from llma_rag.cli.printing import console, json_output, load_engine, status_console, table
+from llma_rag.errors import DataError
+
+
+def run_compare(
+    data: Path,
+    model: str,
+    dtype: str,
+    width: int | None,
+    max_tokens: int,
+    limit: int | None,
+    skip: int,
+    max_docs: int,
+    repeats: int,
+    baselines: str,
+    json_file: Path | None,
+) -> None:
+    """Measure, print a line per sample and the summary."""
+    chosen = _chosen_baselines(baselines)
+    with json_output(json_file) as output:
+        samples = read_samples(data, skip=skip, limit=limit)
+        engine = load_engine(model, dtype, width)
+        done: list[SampleComparison] = []
+        with status_console.status("Comparing") as status:
+            for sample in compare(
+                engine,
+                samples,
+                max_tokens=max_tokens,
+                max_docs=max_docs,
+                repeats=repeats,
+                baselines=chosen,
+                progress=status.update,
+            ):
+                done.append(sample)
+                status_console.print(_sample_line(sample, len(done), len(samples)))
+        comparison = Comparison(environment(engine), done, peak_memory_bytes(engine))
+        output.update(comparison.to_json())
+        _print_comparison(comparison)
+
+
+def _chosen_baselines(baselines: str) -> list[str]:
+    names = [name.strip() for name in baselines.split(",") if name.strip() not in ("", "none")]
+    unknown = sorted(set(names) - set(BASELINES))
+    if unknown:
+        raise DataError(f"baselines must be among {', '.join(BASELINES)} or none, got {', '.join(unknown)}")
+    return [name for name in BASELINES if name in names]
+
+
+def _sample_line(sample: SampleComparison, number: int, total: int) -> str:
+    ours = sample.modes["references"]
+    parts = [
+        f"{number}/{total} sample {sample.id}: {len(ours.token_ids)} tokens in {ours.forward_passes} passes",
+        "identical" if sample.identical else "NOT IDENTICAL to greedy",
+    ]
+    if sample.difference is not None:
+        parts.append(
+            f"differs from transformers after {sample.difference['tokens_before']} tokens, where the two best "
+            f"logits are {sample.difference['top2_gap']:.3g} apart"
+        )
+    return ", ".join(parts)
+
+
+def _print_comparison(comparison: Comparison) -> None:
+    summary = comparison.summary()
+    made = table("mode", "prefill s", "decode s", "passes", "tokens/pass", "decode ×", "total ×")
+    for mode in comparison.samples[0].modes:
+        measured = [sample.modes[mode] for sample in comparison.samples]
+        passes = sum(one.forward_passes for one in measured)
+        made.add_row(
+            mode,
+            f"{sum(one.prefill_s for one in measured):.1f}",
+            f"{sum(one.decode_s for one in measured):.1f}",
+            str(passes),
+            f"{sum(len(one.token_ids) for one in measured) / passes:.2f}",
+            f"{summary['speedup_decode'].get(mode, 1.0):.2f}",
+            f"{summary['speedup_total'].get(mode, 1.0):.2f}",
+        )
+    console.print(made)
+    setting = comparison.environment
+    console.print(
+        f"{setting['model']}, {setting['dtype']}, {setting['device']}, width {setting['width']}; × is the "
+        "mode's time over that of references"
+    )
+    total = summary["samples"]
+    console.print(f"references identical to greedy: {summary['identical']} of {total}")
+    for name, mode in (("identical_transformers", "references"), ("identical_prompt_lookup", "prompt_lookup")):
+        if name in summary:
+            console.print(f"{mode} identical to transformers: {summary[name]} of {total}")
+    console.print(f"peak memory {comparison.peak_memory_bytes / 2**20:.0f} MiB")

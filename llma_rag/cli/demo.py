@@ -1,0 +1,142 @@
+"""`llma-rag demo`: questions over the packaged documents, with and without references."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from llma_rag.cli.index import embed_with_progress, quiet_embedder
+from llma_rag.cli.printing import (
+    answer_json,
+    console,
+    figures,
+    highlighted,
+    json_output,
+    load_engine,
+    source_line,
+    table,
+)
+from llma_rag.engine import Engine, Generation
+from llma_rag.prompts import documents_prompt
+from llma_rag.retrieval import DocumentStore, Hit, read_documents, split_documents
+
+_PASSAGES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    question: str
+    expected: str
+    hits: list[Hit]
+    drafted: Generation
+    plain: Generation
+
+    @property
+    def identical(self) -> bool:
+        return self.drafted.token_ids == self.plain.token_ids
+
+    @property
+    def as_expected(self) -> bool:
+        return self.expected in self.drafted.text
+
+
+def run_demo(model: str, dtype: str, width: int | None, max_tokens: int, json_file: Path | None) -> None:
+    """Index, ask, show; exit with code 1 if references changed an answer."""
+    with json_output(json_file) as output:
+        store = _packaged_store()
+        engine = load_engine(model, dtype, width)
+        engine.generate("Warming up.", max_tokens=2)
+        answered = []
+        for question in _questions():
+            one = _answer(engine, store, question["question"], question["expected"], max_tokens)
+            _print_answer(one)
+            answered.append(one)
+        _print_table(answered)
+        output.update(
+            model=engine.name,
+            dtype=str(engine.runner.dtype).removeprefix("torch."),
+            width=engine.runner.width,
+            questions=[_as_data(one) for one in answered],
+        )
+    if not all(one.identical for one in answered):
+        raise typer.Exit(1)
+
+
+def _questions() -> list[dict[str, str]]:
+    questions: list[dict[str, str]] = json.loads(
+        files("llma_rag").joinpath("demo/questions.json").read_text(encoding="utf-8")
+    )
+    return questions
+
+
+def _packaged_store() -> DocumentStore:
+    with as_file(files("llma_rag").joinpath("demo/documents")) as folder:
+        documents = read_documents([folder])
+    embedder = quiet_embedder()
+    store = DocumentStore(embedder)
+    chunks = split_documents(documents, embedder.count_tokens)
+    store.add(chunks, embed_with_progress(embedder, chunks))
+    console.print(f"{len(documents)} documents, {len(store)} passages indexed")
+    return store
+
+
+def _answer(engine: Engine, store: DocumentStore, question: str, expected: str, max_tokens: int) -> _Answered:
+    hits = store.search(question, _PASSAGES)
+    prompt = documents_prompt(question, [hit.text for hit in hits])
+    drafted, plain = (
+        engine.generate(prompt, references=hits, max_tokens=max_tokens, draft=draft) for draft in (True, False)
+    )
+    return _Answered(question, expected, hits, drafted, plain)
+
+
+def _print_answer(one: _Answered) -> None:
+    console.rule()
+    console.print(f"[bold]{one.question}[/bold]")
+    console.print(highlighted(one.drafted.text, one.drafted.copied_spans))
+    for number, hit in enumerate(one.hits, start=1):
+        console.print(source_line(number, hit.chunk.source, hit.chunk.start, hit.chunk.end, hit.score))
+    console.print(figures(one.drafted), style="dim")
+
+
+def _print_table(answered: list[_Answered]) -> None:
+    made = table("question", "tokens", "passes", "plain", "copied", "decode s", "plain s", "faster", "identical", "expected")
+    for one in answered:
+        seconds, plain_seconds = one.drafted.timings.decode_s, one.plain.timings.decode_s
+        made.add_row(
+            one.question,
+            str(one.drafted.completion_tokens),
+            str(one.drafted.forward_passes),
+            str(one.plain.forward_passes),
+            f"{one.drafted.copied_coverage:.0%}",
+            f"{seconds:.2f}",
+            f"{plain_seconds:.2f}",
+            f"{plain_seconds / seconds:.1f}×",
+            "yes" if one.identical else "NO",
+            "yes" if one.as_expected else "no",
+        )
+    console.rule()
+    console.print(made)
+    drafted = sum(one.drafted.timings.decode_s for one in answered)
+    plain = sum(one.plain.timings.decode_s for one in answered)
+    console.print(
+        f"{sum(one.identical for one in answered)} of {len(answered)} answers identical with and without "
+        f"references, {sum(one.as_expected for one in answered)} as expected; decoding {plain / drafted:.1f}× "
+        f"faster ({plain:.1f} s to {drafted:.1f} s)"
+    )
+
+
+def _as_data(one: _Answered) -> dict[str, Any]:
+    return {
+        "question": one.question,
+        "expected": one.expected,
+        "as_expected": one.as_expected,
+        "identical": one.identical,
+        "passages": [{"text": hit.text, "score": hit.score, **hit.metadata} for hit in one.hits],
+        "references": answer_json(one.drafted),
+        "greedy": answer_json(one.plain),
+    }

@@ -1,0 +1,124 @@
+"""What the commands share: the console, quiet model loading, copied words, JSON files."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from llma_rag.engine import Engine, Generation
+from llma_rag.errors import DataError
+from llma_rag.files import write_atomically
+from llma_rag.provenance import CopiedSpan
+
+_COPIED_STYLES = ("black on green", "black on cyan", "black on yellow", "black on magenta", "black on blue")
+
+console = Console(highlight=False)
+status_console = Console(stderr=True, highlight=False)
+
+
+def quiet_libraries() -> None:
+    """Keep the progress bars and notices of transformers out of our output."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="transformers|huggingface_hub|sentence_transformers")
+
+
+def load_engine(model: str, dtype: str, width: int | None) -> Engine:
+    """Load an engine, telling on stderr what takes long."""
+    quiet_libraries()
+    with status_console.status("Loading") as status:
+        engine = Engine.load(model, dtype=dtype, width=width, progress=status.update)
+    verdict = engine.verdict
+    exact = "exact" if verdict.exact else "not exact at any width: decoding without drafts"
+    status_console.print(
+        f"{engine.name}, {str(engine.runner.dtype).removeprefix('torch.')} on {engine.runner.device}, "
+        f"width {verdict.width}: {exact} ({verdict.rows - verdict.mismatched} of {verdict.rows} rows bit-equal)"
+    )
+    return engine
+
+
+def progress_bar() -> Progress:
+    """Return a progress bar with counts, on stderr."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=status_console,
+    )
+
+
+def highlighted(text: str, spans: Sequence[CopiedSpan]) -> Text:
+    """Return the text with copied words marked, one colour per reference."""
+    marked = Text(text)
+    for span in spans:
+        marked.stylize(_COPIED_STYLES[span.reference_index % len(_COPIED_STYLES)], span.start, span.end)
+    return marked
+
+
+def source_line(number: int, source: str, start: int, end: int, score: float) -> Text:
+    """Return a line that names a retrieved passage, in the colour of its copied words."""
+    line = Text("  ")
+    line.append(f"[{number}]", _COPIED_STYLES[(number - 1) % len(_COPIED_STYLES)])
+    line.append(f" {Path(source).name}, characters {start} to {end}, similarity {score:.2f}")
+    return line
+
+
+def figures(answer: Generation) -> str:
+    """Return an answer's figures in a line."""
+    timings = answer.timings
+    return (
+        f"{answer.completion_tokens} tokens in {answer.forward_passes} forward passes "
+        f"({answer.tokens_per_pass:.2f} per pass), prefill {timings.prefill_s:.2f} s, "
+        f"decode {timings.decode_s:.2f} s, {answer.copied_coverage:.0%} of the text copied"
+    )
+
+
+def table(*columns: str) -> Table:
+    """Return an empty table whose columns after the first are numbers."""
+    made = Table()
+    for position, column in enumerate(columns):
+        made.add_column(column, justify="left" if position == 0 else "right")
+    return made
+
+
+def answer_json(answer: Generation) -> dict[str, Any]:
+    """Return an answer as data."""
+    return {
+        **asdict(answer),
+        "tokens_per_pass": answer.tokens_per_pass,
+        "copied_coverage": answer.copied_coverage,
+    }
+
+
+@contextmanager
+def json_output(path: Path | None) -> Iterator[dict[str, Any]]:
+    """Collect what a command prints and write it at the end; check first that it can be written."""
+    collected: dict[str, Any] = {}
+    if path is not None and not path.parent.is_dir():
+        raise DataError(f"there is no folder {path.parent} for {path.name}")
+    yield collected
+    if path is not None:
+        write_atomically(path, json.dumps(collected, indent=1, ensure_ascii=False).encode())
