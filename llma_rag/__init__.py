@@ -9,12 +9,12 @@ if TYPE_CHECKING:
     from llma_rag.decoding import DraftConfig
     from llma_rag.engine import Engine, Generation, TextStream, Timings
     from llma_rag.errors import (
-        Cancelled,
         ContextLengthError,
         DataError,
         DocumentError,
         LlmaRagError,
         ModelError,
+        RequestCancelledError,
         StoreError,
         UnsupportedModelError,
     )
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "Cancelled",
     "ContextLengthError",
     "CopiedSpan",
     "DataError",
@@ -39,6 +38,7 @@ __all__ = [
     "LlmaRagError",
     "ModelError",
     "Reference",
+    "RequestCancelledError",
     "StoreError",
     "TextStream",
     "Timings",

@@ -19,7 +19,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llma_rag.decoding import DraftConfig, Drafter, NoDrafter, ReferenceDrafter, Step, greedy_decode
-from llma_rag.errors import Cancelled, ModelError
+from llma_rag.errors import ModelError, RequestCancelledError
 from llma_rag.models import ModelRunner, Verdict, cached_probe, load_model, require_agreement
 from llma_rag.provenance import CopiedSpan, Reference, ReferenceText, as_references, copied_spans, coverage
 from llma_rag.text import Detokenizer, Message, StopStrings, prompt_ids, reference_ids
@@ -132,7 +132,9 @@ class Engine:
         self.eos_ids = _eos_ids(model, tokenizer)
         self._draft_config = draft_config or DraftConfig()
         self._worker = worker_for(model, model.device.type)
-        self.runner, self.verdict = self._worker.submit(_exact_runner, model, width, max_context).result()
+        self.runner, self.verdict = self._worker.submit(
+            _exact_runner, model, width, max_context, torch.get_num_threads()
+        ).result()
 
     @classmethod
     def load(
@@ -235,9 +237,7 @@ class Engine:
         """Return how many ids a prompt has."""
         return len(prompt_ids(self.tokenizer, prompt))
 
-    def _serve(
-        self, request: _Request, events: SimpleQueue[_Event], cancelled: threading.Event
-    ) -> None:
+    def _serve(self, request: _Request, events: SimpleQueue[_Event], cancelled: threading.Event) -> None:
         """Run a request in the worker thread; every outcome reaches the caller through `events`."""
         try:
             events.put(self._answer(request, events.put, cancelled))
@@ -248,7 +248,7 @@ class Engine:
         self, request: _Request, emit: Callable[[str], None], cancelled: threading.Event
     ) -> Generation:
         queued_s = time.perf_counter() - request.submitted
-        _require_same_threads(self.runner)
+        self.runner.use_its_threads()
         model = _CancellableRunner(self.runner, cancelled)
         ids = prompt_ids(self.tokenizer, request.prompt)
         self.runner.require_room(len(ids))
@@ -300,7 +300,7 @@ class TextStream(Iterator[str]):
         if isinstance(event, str):
             return event
         self._outcome = event
-        if isinstance(event, BaseException) and not isinstance(event, Cancelled):
+        if isinstance(event, BaseException) and not isinstance(event, RequestCancelledError):
             raise event
         raise StopIteration
 
@@ -309,7 +309,7 @@ class TextStream(Iterator[str]):
         """The whole answer, waiting for it where needed.
 
         Raises:
-            Cancelled: the stream was closed before the answer was complete.
+            RequestCancelledError: the stream was closed before the answer was complete.
         """
         for _ in self:
             pass
@@ -351,7 +351,7 @@ class _Request:
 
 
 class _CancellableRunner:
-    """The model of one request: raises Cancelled before the next pass once its caller has gone."""
+    """The model of one request: raises RequestCancelledError before the next pass once its caller has gone."""
 
     def __init__(self, runner: ModelRunner, cancelled: threading.Event) -> None:
         self._runner = runner
@@ -368,7 +368,7 @@ class _CancellableRunner:
 
     def _check(self) -> None:
         if self._cancelled.is_set():
-            raise Cancelled("the request was cancelled")
+            raise RequestCancelledError("the request was cancelled")
 
 
 class _Output:
@@ -422,11 +422,11 @@ class _Output:
 
 
 def _exact_runner(
-    model: PreTrainedModel, width: int | None, max_context: int | None
+    model: PreTrainedModel, width: int | None, max_context: int | None, threads: int
 ) -> tuple[ModelRunner, Verdict]:
     """Return a runner at a width that passes the probe; without one, a runner that must not draft."""
     widths = _WIDTHS.get(model.device.type, _WIDTHS["cpu"]) if width is None else (width,)
-    runner = ModelRunner(model, widths[0], max_context)
+    runner = ModelRunner(model, widths[0], max_context, threads)
     require_agreement(runner)
     failed = []
     for runner.width in widths:
@@ -441,15 +441,6 @@ def _exact_runner(
         )
     runner.width = widths[0]
     return runner, failed[0]
-
-
-def _require_same_threads(runner: ModelRunner) -> None:
-    threads = torch.get_num_threads()
-    if runner.device.type == "cpu" and threads != runner.threads:
-        raise ModelError(
-            f"torch ran with {runner.threads} threads when exactness was checked and has {threads} now; "
-            "load a new engine after changing the number of threads"
-        )
 
 
 def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

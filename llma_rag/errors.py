@@ -7,7 +7,7 @@ LlmaRagError
 ├── StoreError          a document store is missing, corrupt or was made by something else
 ├── DocumentError       a document cannot be read
 ├── DataError           a data file for the benchmarks does not have the expected form
-└── Cancelled           the caller cancelled the request
+└── RequestCancelledError   the caller cancelled the request
 """
 
 
@@ -39,5 +39,5 @@ class DataError(LlmaRagError):
     """A data file that does not have the expected form."""
 
 
-class Cancelled(LlmaRagError):
+class RequestCancelledError(LlmaRagError):
     """The request was cancelled by its caller."""

@@ -20,6 +20,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Messag
     Raises:
         ValueError: the prompt is empty, or the tokenizer has no chat template.
     """
+    ids: Any
     if isinstance(prompt, str):
         ids = tokenizer(prompt).input_ids
     else:
@@ -29,8 +30,8 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Messag
             [dict(message) for message in prompt],
             add_generation_prompt=True,
             tokenize=True,
-            return_dict=True,
-        )["input_ids"]
+            return_dict=False,
+        )
     if not ids:
         raise ValueError("the prompt is empty; pass a string or messages with some text")
     return list(ids)

@@ -30,7 +30,7 @@ class StockModel:
     """A model as transformers runs it."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self._model = model
+        self._model: Any = model
 
     def measure(self, prompt_ids: Sequence[int], max_tokens: int, *, prompt_lookup: bool) -> Measurement:
         """Answer greedily with `generate`; its prefill is timed by a forward pass of its own."""

@@ -63,17 +63,13 @@ class Comparison:
         return {
             "samples": len(self.samples),
             "identical": sum(sample.identical for sample in self.samples),
-            **{
-                f"identical_{'transformers' if mode == 'references' else mode}": self._equal(mode, "transformers")
-                for mode in ("references", "prompt_lookup")
-                if {mode, "transformers"} <= {"references", *others}
-            },
+            **self._equal_to_transformers(),
             "tokens_per_pass": sum(len(one.token_ids) for one in references)
             / sum(one.forward_passes for one in references),
             "drafted_per_pass": sum(one.drafted for one in references)
             / sum(one.forward_passes for one in references),
-            "speedup_decode": {mode: self._time(mode, "decode") / self._time("references", "decode") for mode in others},
-            "speedup_total": {mode: self._time(mode, "total") / self._time("references", "total") for mode in others},
+            "speedup_decode": {mode: self._speedup(mode, total=False) for mode in others},
+            "speedup_total": {mode: self._speedup(mode, total=True) for mode in others},
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -85,12 +81,25 @@ class Comparison:
             "summary": self.summary(),
         }
 
-    def _equal(self, mode: str, other: str) -> int:
-        return sum(sample.modes[mode].token_ids == sample.modes[other].token_ids for sample in self.samples)
+    def _equal_to_transformers(self) -> dict[str, int]:
+        """Count for each mode that drafts how often its ids are those of plain `generate`."""
+        modes = self.samples[0].modes
+        named = {"identical_transformers": "references", "identical_prompt_lookup": "prompt_lookup"}
+        return {
+            name: sum(
+                sample.modes[mode].token_ids == sample.modes["transformers"].token_ids
+                for sample in self.samples
+            )
+            for name, mode in named.items()
+            if mode in modes and "transformers" in modes
+        }
 
-    def _time(self, mode: str, phase: str) -> float:
+    def _speedup(self, mode: str, *, total: bool) -> float:
+        return self._seconds(mode, total=total) / self._seconds("references", total=total)
+
+    def _seconds(self, mode: str, *, total: bool) -> float:
         measured = [sample.modes[mode] for sample in self.samples]
-        return sum(one.decode_s + (one.prefill_s if phase == "total" else 0.0) for one in measured)
+        return sum(one.decode_s + (one.prefill_s if total else 0.0) for one in measured)
 
 
 def compare(

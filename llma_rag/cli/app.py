@@ -97,9 +97,7 @@ def compare(
     """Measure answers with references against plain decoding and transformers' generate."""
     from llma_rag.cli.compare import run_compare
 
-    run_compare(
-        data, model, dtype, width, max_tokens, limit, skip, max_docs, repeats, baselines, json_file
-    )
+    run_compare(data, model, dtype, width, max_tokens, limit, skip, max_docs, repeats, baselines, json_file)
 
 
 def _print_version(wanted: bool) -> None:

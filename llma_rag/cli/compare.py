@@ -91,7 +91,10 @@ def _print_comparison(comparison: Comparison) -> None:
     )
     total = summary["samples"]
     console.print(f"references identical to greedy: {summary['identical']} of {total}")
-    for name, mode in (("identical_transformers", "references"), ("identical_prompt_lookup", "prompt_lookup")):
+    for name, mode in (
+        ("identical_transformers", "references"),
+        ("identical_prompt_lookup", "prompt_lookup"),
+    ):
         if name in summary:
             console.print(f"{mode} identical to transformers: {summary[name]} of {total}")
     console.print(f"peak memory {comparison.peak_memory_bytes / 2**20:.0f} MiB")

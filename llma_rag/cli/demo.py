@@ -89,7 +89,8 @@ def _answer(engine: Engine, store: DocumentStore, question: str, expected: str, 
     hits = store.search(question, _PASSAGES)
     prompt = documents_prompt(question, [hit.text for hit in hits])
     drafted, plain = (
-        engine.generate(prompt, references=hits, max_tokens=max_tokens, draft=draft) for draft in (True, False)
+        engine.generate(prompt, references=hits, max_tokens=max_tokens, draft=draft)
+        for draft in (True, False)
     )
     return _Answered(question, expected, hits, drafted, plain)
 
@@ -104,7 +105,18 @@ def _print_answer(one: _Answered) -> None:
 
 
 def _print_table(answered: list[_Answered]) -> None:
-    made = table("question", "tokens", "passes", "plain", "copied", "decode s", "plain s", "faster", "identical", "expected")
+    made = table(
+        "question",
+        "tokens",
+        "passes",
+        "plain",
+        "copied",
+        "decode s",
+        "plain s",
+        "faster",
+        "identical",
+        "expected",
+    )
     for one in answered:
         seconds, plain_seconds = one.drafted.timings.decode_s, one.plain.timings.decode_s
         made.add_row(

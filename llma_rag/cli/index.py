@@ -31,7 +31,10 @@ def run_index(paths: Sequence[Path], store_folder: Path, json_file: Path | None)
         store.add(chunks, vectors)
         store.save(store_folder)
         output.update(
-            documents=len(documents), passages=len(chunks), replaced_passages=replaced, total_passages=len(store)
+            documents=len(documents),
+            passages=len(chunks),
+            replaced_passages=replaced,
+            total_passages=len(store),
         )
         console.print(
             f"{len(documents)} documents, {len(chunks)} passages indexed ({replaced} replaced); "

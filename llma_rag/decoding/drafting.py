@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from llma_rag.decoding.matching import OutputCursor, ReferenceIndex
+from llma_rag.decoding.matching import Cursor, OutputCursor, ReferenceIndex
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class ReferenceDrafter:
         self._config = config or DraftConfig()
         sources = [prompt_ids, *references]
         indexes = (ids if isinstance(ids, ReferenceIndex) else ReferenceIndex(ids) for ids in sources)
-        self._cursors = [OutputCursor(), *(index.cursor() for index in indexes)]
+        self._cursors: list[Cursor] = [OutputCursor(), *(index.cursor() for index in indexes)]
 
     def extend(self, ids: Iterable[int]) -> None:
         """Follow the output through every source."""

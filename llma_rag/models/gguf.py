@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -63,7 +64,8 @@ def _convert(gguf: Path, target: Path) -> None:
         raise ModelError(f"{gguf} cannot be read as a GGUF model: {first_line(error)}") from error
     config = quantised.config
     del config.quantization_config  # the weights are plain by now, and saving them would be refused
-    model = type(quantised)(config).to(torch.float32)
+    model: Any = type(quantised)(config)
+    model.to(torch.float32)
     model.load_state_dict(quantised.state_dict())
     model.generation_config = quantised.generation_config
     model.save_pretrained(target, safe_serialization=True)

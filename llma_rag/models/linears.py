@@ -9,6 +9,7 @@ keep their weights in fp32 and round their results: the arithmetic that bf16 ker
 from __future__ import annotations
 
 import platform
+from typing import TypeGuard
 
 import torch
 from torch import nn
@@ -73,7 +74,7 @@ def pack_for_cpu(model: nn.Module) -> int:
     if not torch.backends.mkldnn.is_available():
         return 0
     packed = 0
-    activations = tuple(entry[0] if isinstance(entry, tuple) else entry for entry in ACT2CLS.values())
+    activations = _activation_types()
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if _is_packable(child):
@@ -84,7 +85,12 @@ def pack_for_cpu(model: nn.Module) -> int:
     return packed
 
 
-def _is_packable(module: nn.Module) -> bool:
+def _activation_types() -> tuple[type[nn.Module], ...]:
+    entries = (entry[0] if isinstance(entry, tuple) else entry for entry in ACT2CLS.values())
+    return tuple(entry for entry in entries if isinstance(entry, type) and issubclass(entry, nn.Module))
+
+
+def _is_packable(module: nn.Module) -> TypeGuard[nn.Linear]:
     return (
         type(module) is nn.Linear
         and type(module.weight) is nn.Parameter

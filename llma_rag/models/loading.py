@@ -65,7 +65,7 @@ def load_model(
             f"folder with safetensors, a .gguf file, or {DEMO_MODEL})"
         ) from error
     if "device_map" not in options:
-        model = model.to(chosen_device)
+        torch.nn.Module.to(model, chosen_device)
     if prepare_for_cpu and model.device.type == "cpu":
         pack_for_cpu(model)
     _use_full_precision(model)
@@ -103,7 +103,9 @@ def _chosen_device(device: str) -> torch.device:
     except RuntimeError as error:
         raise ModelError(f"device must be 'auto' or a torch device, got {device!r}") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError(f"device {device!r} was asked for, but torch finds no CUDA device; use 'auto' or 'cpu'")
+        raise ModelError(
+            f"device {device!r} was asked for, but torch finds no CUDA device; use 'auto' or 'cpu'"
+        )
     return chosen
 
 
@@ -117,7 +119,7 @@ def _chosen_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 def _computes_in_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and cpu_computes_in_bf16()
 
 

@@ -47,19 +47,22 @@ class LayerShape:
         """Bytes of keys and values at one position."""
         return self.heads * (self.key_dim + self.value_dim) * self.dtype.itemsize
 
+    def zeros(self, slots: int, dim: int) -> torch.Tensor:
+        """Return empty slots, (1, heads, slots, dim)."""
+        return torch.zeros(1, self.heads, slots, dim, dtype=self.dtype, device=self.device)
+
 
 class SlotLayer(CacheLayerMixin):
     """Keys and values of one layer, each (1, heads, slots, dim)."""
 
     def __init__(self, shape: LayerShape, slots: int, window: SlotWindow) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.is_sliding = shape.is_sliding  # the mask narrows a sliding layer, not the memory
         self.is_initialized = True
         self._window = window
-        options = {"dtype": shape.dtype, "device": shape.device}
         with torch.inference_mode():  # written under it later, so allocated under it
-            self.keys = torch.zeros(1, shape.heads, slots, shape.key_dim, **options)
-            self.values = torch.zeros(1, shape.heads, slots, shape.value_dim, **options)
+            self.keys: torch.Tensor = shape.zeros(slots, shape.key_dim)
+            self.values: torch.Tensor = shape.zeros(slots, shape.value_dim)
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Do nothing: the slots exist from the start."""
@@ -69,8 +72,6 @@ class SlotLayer(CacheLayerMixin):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write (1, heads, rows, dim) at the window's start; return views of (1, heads, view, dim)."""
         start, view = self._window.start, self._window.view
-        assert self.keys is not None
-        assert self.values is not None
         self.keys[:, :, start : start + key_states.shape[-2]] = key_states
         self.values[:, :, start : start + value_states.shape[-2]] = value_states
         return self.keys[:, :, :view], self.values[:, :, :view]
@@ -85,7 +86,6 @@ class SlotLayer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         """Return the number of slots."""
-        assert self.keys is not None
         return int(self.keys.shape[-2])
 
 
@@ -102,7 +102,8 @@ class SlotMemory(Cache):
 
     def __init__(self, shapes: Sequence[LayerShape], slots: int) -> None:
         self.window = SlotWindow()
-        super().__init__(layers=[SlotLayer(shape, slots, self.window) for shape in shapes])
+        self.slot_layers = [SlotLayer(shape, slots, self.window) for shape in shapes]
+        super().__init__(layers=list(self.slot_layers))
 
     def place(self, position: int) -> None:
         """Let the next pass write at `position` and see that position's view."""
@@ -112,9 +113,8 @@ class SlotMemory(Cache):
     @torch.inference_mode()
     def fill(self, generator: torch.Generator | None) -> None:
         """Fill the slots with random values for a probe, or with zeros (None)."""
-        for layer in self.layers:
+        for layer in self.slot_layers:
             for tensor in (layer.keys, layer.values):
-                assert tensor is not None
                 if generator is None:
                     tensor.zero_()
                 else:

@@ -97,7 +97,7 @@ def require_agreement(runner: ModelRunner, *, seed: int = 0) -> None:
 def _starts(runner: ModelRunner) -> Iterator[int]:
     """Yield where to probe: at the beginning, at the end of a view, and in a longer view."""
     for start in (3, view_at(0) - runner.width - 5, 700):
-        if 0 <= start and start + 2 <= runner.context_length:
+        if start >= 0 and start + 2 <= runner.context_length:
             yield start
 
 

@@ -30,13 +30,20 @@ class ModelRunner:
         model: a decoder-only transformer; its attention is exchanged during our passes only.
         width: positions per verify step.
         max_context: most positions; None takes the model's limit, at most `DEFAULT_MAX_CONTEXT`.
+        threads: CPU threads per operation, a part of the shape; None takes torch's current number.
 
     Raises:
         UnsupportedModelError: the architecture cannot be decoded exactly.
         ModelError: the width or context is out of range, or the KV memory does not fit.
     """
 
-    def __init__(self, model: PreTrainedModel, width: int, max_context: int | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        width: int,
+        max_context: int | None = None,
+        threads: int | None = None,
+    ) -> None:
         require_supported(model)
         self.model = model.eval()
         self.width = _checked_width(width)
@@ -44,7 +51,8 @@ class ModelRunner:
         self._exchanges_experts = model._can_set_experts_implementation()
         self.device = model.device
         self.dtype = model.dtype
-        self.threads = torch.get_num_threads()
+        self.threads = threads or torch.get_num_threads()
+        self.use_its_threads()
         self.vocab_size = int(self._config.vocab_size)
         self.context_length = _checked_context(context_limit(self._config), max_context)
         shapes = self._layer_shapes()
@@ -52,6 +60,11 @@ class ModelRunner:
         self.kv_bytes = slots * sum(shape.bytes_per_slot for shape in shapes)
         _require_free_memory(self.kv_bytes, self.context_length, self.device)
         self._memory = SlotMemory(shapes, slots)
+
+    def use_its_threads(self) -> None:
+        """Let torch use this runner's number of threads: with another, rows may round differently."""
+        if self.device.type == "cpu" and torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
 
     def prefill(self, prompt_ids: Sequence[int], before_block: Callable[[], None] = lambda: None) -> int:
         """Compute the prompt block by block; return the id that follows it.

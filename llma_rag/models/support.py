@@ -63,10 +63,12 @@ def context_limit(config: PretrainedConfig) -> int | None:
     Rotary embeddings of the types `dynamic` and `longrope` change with the length reached; such a model
     is limited to the length before the change.
     """
-    limits = [getattr(config, "max_position_embeddings", None)]
     rope = getattr(config, "rope_parameters", None) or {}
-    for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):
-        if parameters.get("rope_type") in _LENGTH_DEPENDENT_ROPE:
-            limits.append(parameters.get("original_max_position_embeddings"))
+    by_layer_type = [value for value in rope.values() if isinstance(value, dict)]
+    limits = [getattr(config, "max_position_embeddings", None)] + [
+        parameters.get("original_max_position_embeddings")
+        for parameters in (rope, *by_layer_type)
+        if parameters.get("rope_type") in _LENGTH_DEPENDENT_ROPE
+    ]
     known = [limit for limit in limits if limit]
     return min(known) if known else None

@@ -95,9 +95,7 @@ class DocumentStore:
         if not self._chunks:
             return []
         scores, rows = self._index.search(self._embedder.embed([query]), min(k, len(self._chunks)))
-        return [
-            Hit(self._chunks[row], float(score)) for row, score in zip(rows[0], scores[0], strict=True)
-        ]
+        return [Hit(self._chunks[row], float(score)) for row, score in zip(rows[0], scores[0], strict=True)]
 
     def save(self, folder: str | Path) -> None:
         """Write the store to a folder; at any moment the folder holds the old state or the new."""
@@ -107,18 +105,19 @@ class DocumentStore:
         passages = b"".join(
             json.dumps(asdict(chunk), ensure_ascii=False).encode() + b"\n" for chunk in self._chunks
         )
+        named = {
+            "vectors": _write_content(folder, "vectors", "faiss", vectors),
+            "passages": _write_content(folder, "passages", "jsonl", passages),
+        }
         manifest = {
             "format": _FORMAT,
             "embedding_model": self._embedder.name,
             "dimension": self._index.d,
             "passages": len(self._chunks),
-            "files": {
-                "vectors": _write_content(folder, "vectors", "faiss", vectors),
-                "passages": _write_content(folder, "passages", "jsonl", passages),
-            },
+            "files": named,
         }
         write_atomically(folder / _MANIFEST, json.dumps(manifest, indent=2).encode())
-        _remove_unnamed(folder, {file["name"] for file in manifest["files"].values()})
+        _remove_unnamed(folder, {file["name"] for file in named.values()})
 
     @classmethod
     def open(cls, folder: str | Path, embedder: Embedder) -> DocumentStore:
@@ -181,7 +180,9 @@ def _remove_unnamed(folder: Path, named: set[str]) -> None:
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / _MANIFEST
     if not path.is_file():
-        raise StoreError(f"there is no store in {folder}; make one with `llma-rag index PATH --store {folder}`")
+        raise StoreError(
+            f"there is no store in {folder}; make one with `llma-rag index PATH --store {folder}`"
+        )
     try:
         manifest = json.loads(path.read_bytes())
         format_version = manifest["format"]
@@ -205,7 +206,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 def _read_content(folder: Path, manifest: Mapping[str, Any], kind: str) -> bytes:
     entry = manifest["files"][kind]
-    path = folder / entry["name"]
+    path: Path = folder / entry["name"]
     try:
         if path.stat().st_size > _MAX_FILE_BYTES:
             raise _corrupt(folder, f"{path.name} has over {_MAX_FILE_BYTES} bytes")

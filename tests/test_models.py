@@ -1,0 +1,303 @@
+"""The two shapes: bit-equal logits with and without drafts, for every architecture, in fp32 and bf16."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+
+from llma_rag.decoding import NoDrafter, ReferenceDrafter, greedy_decode
+from llma_rag.decoding.naive import naive_greedy
+from llma_rag.errors import ContextLengthError, ModelError, UnsupportedModelError
+from llma_rag.models import ModelRunner, cached_probe, require_agreement
+from llma_rag.models.linears import PackedLinear, RowRuns, pack_for_cpu
+from llma_rag.models.memory import PREFILL_BLOCK, view_at
+from llma_rag.models.probe import probe
+from tests.scripted import OracleDrafter, ScriptedDrafter
+from tests.tiny import ARCHITECTURES, VOCAB, tiny_model
+
+DTYPES = [torch.float32, torch.bfloat16]
+STEPS = 210
+
+
+class RecordingRunner(ModelRunner):
+    """Keeps the logits that every output id was chosen from."""
+
+    def start(self):
+        self.rows = {}  # by the position whose successor they predict
+        return self
+
+    def verify(self, position, ids):
+        logits = self.verify_logits(position, ids)
+        for row in range(len(ids)):
+            self.rows[position + row] = logits[row]  # a rejected draft's row is overwritten by the true one
+        return logits.argmax(dim=-1).tolist()[: len(ids)]
+
+
+def decode(runner, prompt, drafter, max_tokens=STEPS):
+    return [i for step in greedy_decode(runner, prompt, drafter, max_tokens=max_tokens) for i in step.ids]
+
+
+def prompt_of(length, seed=1):
+    return torch.randint(3, VOCAB, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def drafters(truth, prompt):
+    """A perfect one, one that is often wrong, and the real one."""
+    return {
+        "perfect": OracleDrafter(truth, [], VOCAB),
+        "spoilt": OracleDrafter(truth, [n % 8 for n in range(500)], VOCAB),
+        "references": ReferenceDrafter([truth[60:160], prompt_of(50, 9)], prompt),
+    }
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_drafted_logits_are_bit_equal_to_plain_ones(architecture, dtype):
+    model = tiny_model(architecture, dtype)
+    pack_for_cpu(model)
+    runner = RecordingRunner(model, width=8)
+    require_agreement(runner)
+    prompt = prompt_of(view_at(0) - 100)  # decoding crosses from the first view into the second
+    truth = decode(runner.start(), prompt, NoDrafter())
+    plain = runner.rows
+    assert len(plain) == STEPS - 1
+    for name, drafter in drafters(truth, prompt).items():
+        assert decode(runner.start(), prompt, drafter) == truth, name
+        unequal = [place for place, row in plain.items() if not torch.equal(row, runner.rows[place])]
+        assert unequal == [], name
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_drafts_that_are_never_right_change_no_logit(dtype):
+    runner = RecordingRunner(tiny_model("llama", dtype), width=8)
+    prompt = prompt_of(100)
+    truth = decode(runner.start(), prompt, NoDrafter())
+    plain = runner.rows
+    wrong = [[(token_id + 1) % VOCAB for token_id in truth[n : n + 7]] for n in range(1, len(truth))]
+    nonsense = [[VOCAB + 5, -1], [3, -7, 2], [], [10**9]] * 60
+    for drafts in (wrong, nonsense):
+        assert decode(runner.start(), prompt, ScriptedDrafter(drafts)) == truth
+        assert all(torch.equal(row, runner.rows[place]) for place, row in plain.items())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2"])
+@pytest.mark.parametrize("width", [4, 8, 16])
+def test_probe_passes_packed_models_and_leaves_the_memory_empty(architecture, dtype, width):
+    model = tiny_model(architecture, dtype)
+    pack_for_cpu(model)
+    runner = ModelRunner(model, width)
+    verdict = probe(runner)
+    assert verdict.exact
+    assert verdict.rows > 4 * width
+    assert all(not layer.keys.any() and not layer.values.any() for layer in runner._memory.layers)
+
+
+class RowDependent(torch.nn.Module):
+    """A linear layer whose last row is computed in another order, as some kernels do at odd widths."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, rows):
+        whole = self.linear(rows)
+        half = rows.shape[-1] // 2
+        weight = self.linear.weight
+        last = rows[:, -1:, :half] @ weight[:, :half].T + rows[:, -1:, half:] @ weight[:, half:].T
+        return torch.cat([whole[:, :-1], last], dim=1)
+
+
+def test_probe_catches_a_width_whose_last_row_is_computed_differently():
+    model = tiny_model("llama")
+    model.model.layers[1].mlp.down_proj = RowDependent(model.model.layers[1].mlp.down_proj)
+    verdict = probe(ModelRunner(model, 8))
+    assert not verdict.exact
+    assert 0 < verdict.mismatched < verdict.rows
+
+
+def test_verdict_is_read_from_the_cache(monkeypatch):
+    model = tiny_model("llama", num_hidden_layers=1)
+    runner = ModelRunner(model, 8)
+    first = cached_probe(runner)
+    monkeypatch.setattr("llma_rag.models.probe.probe", lambda _: pytest.fail("probed again"))
+    assert cached_probe(runner) == first
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma3"])
+def test_greedy_ids_are_those_of_the_models_own_forward(architecture):
+    model = tiny_model(architecture)
+    runner = ModelRunner(model, 8)
+    prompt = prompt_of(150)
+
+    @torch.inference_mode()
+    def predict_next(context):
+        return int(model(torch.tensor([list(context)]), logits_to_keep=1).logits[0, -1].argmax())
+
+    expected = naive_greedy(predict_next, prompt, max_tokens=40)
+    assert decode(runner, prompt, ReferenceDrafter([expected], prompt), 40) == expected
+
+
+def test_padding_of_a_step_does_not_matter():
+    runner = ModelRunner(tiny_model("llama"), 8)
+    runner.prefill(prompt_of(70))
+    rows = [runner.verify_logits(70, [5, 6], padding)[:2] for padding in ([], [9] * 6, [1, 2, 3, 4, 5, 6])]
+    assert torch.equal(rows[0], rows[1])
+    assert torch.equal(rows[0], rows[2])
+
+
+def test_rejected_draft_leaves_memory_as_if_never_seen():
+    runner = ModelRunner(tiny_model("llama"), 8)
+    runner.prefill(prompt_of(70))
+    plain = runner.verify_logits(70, [5])[0], runner.verify_logits(71, [6])[0]
+    runner.prefill(prompt_of(70))
+    runner.verify_logits(70, [5, 250, 251, 252, 253, 254, 255])
+    assert torch.equal(runner.verify_logits(71, [6])[0], plain[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nan_logits_of_padding_rows_never_reach_real_rows(dtype):
+    runner = ModelRunner(tiny_model("mistral", dtype, sliding_window=4, max_position_embeddings=512), 8)
+    prompt = prompt_of(view_at(0) - 6)  # padding rows stand beyond the view, where their window is empty
+    truth = decode(runner, prompt, NoDrafter(), 40)
+    assert decode(runner, prompt, OracleDrafter(truth, [1, 2, 3] * 20, VOCAB), 40) == truth
+    assert all(
+        layer.keys.isfinite().all() and layer.values.isfinite().all() for layer in runner._memory.layers
+    )
+
+
+def test_decoding_reaches_the_last_position_of_the_context():
+    runner = ModelRunner(tiny_model("gpt2", n_positions=300), 8)
+    prompt = prompt_of(280)
+    truth = decode(runner, prompt, NoDrafter(), 20)
+    assert len(truth) == 20
+    assert decode(runner, prompt, OracleDrafter(truth, [], VOCAB), 20) == truth
+
+
+def test_a_prompt_beyond_the_context_is_an_error_with_both_numbers():
+    runner = ModelRunner(tiny_model("llama"), 8, max_context=200)
+    with pytest.raises(ContextLengthError, match=r"the prompt has 200 tokens, but the context holds 200"):
+        runner.prefill(prompt_of(200))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"width": 1}, "width must be from 2 to 64, got 1"),
+        ({"width": 65}, "width must be from 2 to 64, got 65"),
+        ({"width": 8, "max_context": 5000}, "max_context must be from 2 to 1024, got 5000"),
+    ],
+)
+def test_bad_shapes_are_errors(settings, message):
+    with pytest.raises(ModelError, match=message):
+        ModelRunner(tiny_model("llama"), **settings)
+
+
+def test_kv_memory_that_does_not_fit_is_refused_before_it_is_allocated():
+    model = tiny_model("llama", max_position_embeddings=2**40)
+    with pytest.raises(ModelError, match=r"needs \d+ MiB, but \d+ MiB are free"):
+        ModelRunner(model, 8, max_context=2**36)
+
+
+def test_kv_bytes_are_those_allocated():
+    runner = ModelRunner(tiny_model("qwen3"), 8)
+    tensors = [tensor for layer in runner._memory.layers for tensor in (layer.keys, layer.values)]
+    assert runner.kv_bytes == sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def test_prefill_blocks_divide_every_view():
+    assert all(view_at(position) % PREFILL_BLOCK == 0 for position in range(0, 20_000, 7))
+    assert all(view_at(position) > position for position in range(20_000))
+
+
+REFUSED = {
+    "MambaConfig": "recurrent state",
+    "RwkvConfig": "",
+    "RecurrentGemmaConfig": "",
+    "Lfm2Config": "conv",
+    "JambaConfig": "",
+    "BertConfig": "encoder",
+}
+
+
+@pytest.mark.parametrize("class_name", REFUSED)
+def test_models_that_would_decode_wrongly_are_refused(class_name):
+    small = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    small |= {"intermediate_size": 64, "num_key_value_heads": 2, "pad_token_id": 0}
+    if class_name == "RwkvConfig":
+        small = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32}
+    if class_name == "RecurrentGemmaConfig":
+        small |= {"num_hidden_layers": 3, "attention_window_size": 16, "lru_width": 32}
+    if class_name == "Lfm2Config":
+        small |= {"layer_types": ["conv", "full_attention"]}
+    config = getattr(transformers, class_name)(**small)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with pytest.raises(UnsupportedModelError, match=REFUSED[class_name] or "cannot be decoded exactly"):
+        ModelRunner(model, 8)
+
+
+def test_encoder_decoders_are_refused():
+    config = transformers.T5Config(vocab_size=64, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+    with pytest.raises(UnsupportedModelError, match="encoder-decoder"):
+        ModelRunner(transformers.T5ForConditionalGeneration(config), 8)
+
+
+def test_rotary_embeddings_that_change_with_length_limit_the_context():
+    rope = {
+        "rope_type": "dynamic",
+        "factor": 4.0,
+        "rope_theta": 10_000.0,
+        "original_max_position_embeddings": 256,
+    }
+    model = tiny_model("llama", rope_parameters=rope)
+    assert ModelRunner(model, 8).context_length == 256
+
+
+def test_an_attention_argument_that_would_change_the_result_is_refused():
+    model = tiny_model("llama")
+    for layer in model.model.layers:
+        attention, forward = layer.self_attn, layer.self_attn.forward
+        attention.forward = lambda *args, forward=forward, **kwargs: forward(
+            *args, s_aux=torch.ones(4), **kwargs
+        )
+    runner = ModelRunner(model, 8)
+    with pytest.raises(UnsupportedModelError, match="'s_aux'"):
+        runner.prefill([1, 2, 3])
+
+
+def test_the_models_own_attention_is_back_after_our_passes():
+    model = tiny_model("llama")
+    before = model.config._attn_implementation
+    runner = ModelRunner(model, 8)
+    runner.prefill([1, 2, 3])
+    assert model.config._attn_implementation == before
+    assert model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=3, do_sample=False).shape == (1, 6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_packed_linears_compute_what_plain_ones_do(dtype):
+    linear = torch.nn.Linear(48, 40).to(dtype)
+    rows = torch.randn(1, 8, 48, dtype=dtype)
+    with torch.inference_mode():
+        expected = torch.nn.functional.linear(rows.float(), linear.weight.float(), linear.bias.float())
+        packed = PackedLinear(linear)(rows)
+    assert packed.dtype == dtype
+    torch.testing.assert_close(packed.float(), expected, rtol=0.01, atol=0.01)
+
+
+def test_activations_in_runs_of_rows_are_bit_equal_at_every_row():
+    silu = torch.nn.SiLU()
+    runs = RowRuns(silu)
+    rows = torch.randn(1, 16, 4864)
+    whole = runs(rows)
+    assert all(torch.equal(whole[:, row], silu(rows[:, row])) for row in range(16))
+
+
+def test_only_plain_linears_are_packed():
+    class Quantised(torch.nn.Linear):
+        pass
+
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), Quantised(8, 8), torch.nn.SiLU())
+    assert pack_for_cpu(model) == 1
+    assert [type(module) for module in model] == [PackedLinear, Quantised, RowRuns]
