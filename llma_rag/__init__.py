@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         StoreError,
         UnsupportedModelError,
     )
-    from llma_rag.prompts import documents_prompt
+    from llma_rag.prompts import documents_prompt, quoting_prompt
     from llma_rag.provenance import CopiedSpan, Reference
     from llma_rag.retrieval import DocumentStore, Embedder, Hit, default_embedder, read_documents
 
@@ -46,6 +46,7 @@ __all__ = [
     "__version__",
     "default_embedder",
     "documents_prompt",
+    "quoting_prompt",
     "read_documents",
 ]
 
@@ -56,6 +57,7 @@ _HOMES = {
     "TextStream": "engine",
     "Timings": "engine",
     "documents_prompt": "prompts",
+    "quoting_prompt": "prompts",
     "CopiedSpan": "provenance",
     "Reference": "provenance",
     "DocumentStore": "retrieval",

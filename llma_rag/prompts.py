@@ -1,4 +1,4 @@
-"""The prompt that puts retrieved documents before a question."""
+"""Prompts that put retrieved documents before a question."""
 
 from __future__ import annotations
 
@@ -17,3 +17,16 @@ def documents_prompt(question: str, documents: Sequence[str]) -> list[dict[str, 
         "Answer with the relevant passages from the documents."
     )
     return [{"role": "user", "content": content}]
+
+
+def quoting_prompt(question: str, passages: Sequence[str]) -> list[dict[str, str]]:
+    """Return chat messages that ask for an answer in the passages' own words; it suits small models.
+
+    >>> [message["role"] for message in quoting_prompt("Why?", ["Because."])]
+    ['system', 'user']
+    """
+    text = "\n\n".join(passages)
+    return [
+        {"role": "system", "content": "You answer questions by quoting the given text."},
+        {"role": "user", "content": f"Text:\n{text}\n\nQuestion: {question}"},
+    ]

@@ -39,7 +39,7 @@ def demo(
     model: Model = DEMO_MODEL,
     dtype: Dtype = "auto",
     width: Width = None,
-    max_tokens: MaxTokens = 128,
+    max_tokens: MaxTokens = 96,
     json_file: Json = None,
 ) -> None:
     """Answer questions over the packaged documents, with and without references."""

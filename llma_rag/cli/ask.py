@@ -15,7 +15,7 @@ from llma_rag.cli.printing import (
     source_line,
 )
 from llma_rag.errors import StoreError
-from llma_rag.prompts import documents_prompt
+from llma_rag.prompts import quoting_prompt
 from llma_rag.retrieval import DocumentStore
 
 
@@ -38,7 +38,7 @@ def run_ask(
         if not hits:
             raise StoreError(f"the store {store_folder} is empty; index some documents first")
         engine = load_engine(model, dtype, width)
-        prompt = documents_prompt(question, [hit.text for hit in hits])
+        prompt = quoting_prompt(question, [hit.text for hit in hits])
         with engine.stream(prompt, references=hits, max_tokens=max_tokens, draft=references) as stream:
             for piece in stream:
                 console.print(piece, end="", markup=False, soft_wrap=True)

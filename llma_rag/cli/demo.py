@@ -22,10 +22,10 @@ from llma_rag.cli.printing import (
     table,
 )
 from llma_rag.engine import Engine, Generation
-from llma_rag.prompts import documents_prompt
+from llma_rag.prompts import quoting_prompt
 from llma_rag.retrieval import DocumentStore, Hit, read_documents, split_documents
 
-_PASSAGES = 3
+_PASSAGES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +52,9 @@ def run_demo(model: str, dtype: str, width: int | None, max_tokens: int, json_fi
         engine = load_engine(model, dtype, width)
         engine.generate("Warming up.", max_tokens=2)
         answered = []
-        for question in _questions():
+        for number, question in enumerate(_questions(), start=1):
             one = _answer(engine, store, question["question"], question["expected"], max_tokens)
-            _print_answer(one)
+            _print_answer(number, one)
             answered.append(one)
         _print_table(answered)
         output.update(
@@ -87,7 +87,7 @@ def _packaged_store() -> DocumentStore:
 
 def _answer(engine: Engine, store: DocumentStore, question: str, expected: str, max_tokens: int) -> _Answered:
     hits = store.search(question, _PASSAGES)
-    prompt = documents_prompt(question, [hit.text for hit in hits])
+    prompt = quoting_prompt(question, [hit.text for hit in hits])
     drafted, plain = (
         engine.generate(prompt, references=hits, max_tokens=max_tokens, draft=draft)
         for draft in (True, False)
@@ -95,32 +95,23 @@ def _answer(engine: Engine, store: DocumentStore, question: str, expected: str, 
     return _Answered(question, expected, hits, drafted, plain)
 
 
-def _print_answer(one: _Answered) -> None:
+def _print_answer(number: int, one: _Answered) -> None:
     console.rule()
-    console.print(f"[bold]{one.question}[/bold]")
+    console.print(f"[bold]{number}. {one.question}[/bold]")
     console.print(highlighted(one.drafted.text, one.drafted.copied_spans))
-    for number, hit in enumerate(one.hits, start=1):
-        console.print(source_line(number, hit.chunk.source, hit.chunk.start, hit.chunk.end, hit.score))
+    for rank, hit in enumerate(one.hits, start=1):
+        console.print(source_line(rank, hit.chunk.source, hit.chunk.start, hit.chunk.end, hit.score))
     console.print(figures(one.drafted), style="dim")
 
 
 def _print_table(answered: list[_Answered]) -> None:
     made = table(
-        "question",
-        "tokens",
-        "passes",
-        "plain",
-        "copied",
-        "decode s",
-        "plain s",
-        "faster",
-        "identical",
-        "expected",
+        "", "tokens", "passes", "plain", "copied", "decode s", "plain s", "faster", "same", "expected"
     )
-    for one in answered:
+    for number, one in enumerate(answered, start=1):
         seconds, plain_seconds = one.drafted.timings.decode_s, one.plain.timings.decode_s
         made.add_row(
-            one.question,
+            str(number),
             str(one.drafted.completion_tokens),
             str(one.drafted.forward_passes),
             str(one.plain.forward_passes),
