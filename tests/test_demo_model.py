@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 import torch
@@ -117,3 +118,13 @@ def test_the_demo_answers_as_expected_and_identically(tmp_path):
     assert all(question["identical"] for question in questions)
     assert sum(question["as_expected"] for question in questions) * 6 >= len(questions) * 5
     assert any(question["references"]["copied_spans"] for question in questions)
+
+
+@pytest.mark.parametrize("example", ["ask_documents.py", "compare_with_and_without.py"])
+def test_examples_run(example):
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, root / "examples" / example], capture_output=True, text=True, check=False, cwd=root
+    )
+    assert done.returncode == 0, done.stderr
+    assert "forward passes" in done.stdout

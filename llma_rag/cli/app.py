@@ -116,10 +116,10 @@ def _options(
 
 
 def main() -> None:
-    """Run the command; an error of ours is one line and exit code 2."""
+    """Run the command; an error of ours or of the file system is one line and exit code 2."""
     try:
         app()
-    except LlmaRagError as error:
+    except (LlmaRagError, OSError) as error:
         typer.echo(f"llma-rag: error: {error}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -61,12 +61,22 @@ def folded_attention(
     key_heads = key.shape[1]
     groups = heads // key_heads
     folded = query.reshape(1, key_heads, groups * rows, query.shape[3])
-    mask = attention_mask.repeat(1, 1, groups, 1) if groups > 1 else attention_mask
+    mask = _folded_mask(attention_mask, groups)
     if softcap is None:
         attended = scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling)
     else:
         attended = _softcapped_attention(folded, key, value, mask, scaling, softcap)
     return attended.reshape(1, heads, rows, value.shape[3]).transpose(1, 2).contiguous(), None
+
+
+def _folded_mask(mask: torch.Tensor, groups: int) -> torch.Tensor:
+    """Return the mask repeated for each group of heads; all layers of a pass share the copy."""
+    if groups == 1:
+        return mask
+    folded: dict[int, torch.Tensor] = mask.__dict__.setdefault("_llma_rag_folded", {})
+    if groups not in folded:
+        folded[groups] = mask.repeat(1, 1, groups, 1)
+    return folded[groups]
 
 
 def _softcapped_attention(

@@ -111,12 +111,16 @@ class SlotMemory(Cache):
         self.window.view = view_at(position)
 
     @torch.inference_mode()
-    def fill(self, generator: torch.Generator | None) -> None:
-        """Fill the slots with random values for a probe, or with zeros (None)."""
+    def zero(self) -> None:
+        """Forget everything: a leftover that is no number would poison rows that cannot even see it."""
+        for layer in self.slot_layers:
+            layer.keys.zero_()
+            layer.values.zero_()
+
+    @torch.inference_mode()
+    def scramble(self, slots: int, generator: torch.Generator) -> None:
+        """Fill the first slots with random values."""
         for layer in self.slot_layers:
             for tensor in (layer.keys, layer.values):
-                if generator is None:
-                    tensor.zero_()
-                else:
-                    noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32)
-                    tensor.copy_(noise)
+                first = tensor[:, :, :slots]
+                first.copy_(torch.randn(first.shape, generator=generator))

@@ -116,11 +116,11 @@ class ModelRunner:
 
     def zero_memory(self) -> None:
         """Forget everything computed so far."""
-        self._memory.fill(None)
+        self._memory.zero()
 
-    def scramble_memory(self, generator: torch.Generator) -> None:
-        """Fill the KV memory with random values, so that a probe need not prefill."""
-        self._memory.fill(generator)
+    def scramble_memory(self, slots: int, generator: torch.Generator) -> None:
+        """Fill the first slots with random values, so that a probe need not prefill."""
+        self._memory.scramble(slots, generator)
 
     @torch.inference_mode()
     def stock_logits(self, ids: Sequence[int]) -> torch.Tensor:
