@@ -7,8 +7,14 @@ documents inside the package.
 import sys
 from importlib.resources import files
 
-from llma_rag import DocumentStore, Engine, default_embedder, quoting_prompt, read_documents
-from llma_rag.retrieval import split_documents
+from llma_rag import (
+    DocumentStore,
+    Engine,
+    default_embedder,
+    quoting_prompt,
+    read_documents,
+    split_documents,
+)
 
 folder = sys.argv[1] if len(sys.argv) > 1 else str(files("llma_rag") / "demo" / "documents")
 question = sys.argv[2] if len(sys.argv) > 2 else "When are the quiet hours at Capanna Orsola?"

@@ -14,20 +14,32 @@ if TYPE_CHECKING:
         DocumentError,
         LlmaRagError,
         ModelError,
+        PromptError,
         RequestCancelledError,
         StoreError,
         UnsupportedModelError,
     )
     from llma_rag.prompts import documents_prompt, quoting_prompt
     from llma_rag.provenance import CopiedSpan, Reference
-    from llma_rag.retrieval import DocumentStore, Embedder, Hit, default_embedder, read_documents
+    from llma_rag.retrieval import (
+        Chunk,
+        Document,
+        DocumentStore,
+        Embedder,
+        Hit,
+        default_embedder,
+        read_documents,
+        split_documents,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Chunk",
     "ContextLengthError",
     "CopiedSpan",
     "DataError",
+    "Document",
     "DocumentError",
     "DocumentStore",
     "DraftConfig",
@@ -37,6 +49,7 @@ __all__ = [
     "Hit",
     "LlmaRagError",
     "ModelError",
+    "PromptError",
     "Reference",
     "RequestCancelledError",
     "StoreError",
@@ -48,6 +61,7 @@ __all__ = [
     "documents_prompt",
     "quoting_prompt",
     "read_documents",
+    "split_documents",
 ]
 
 _HOMES = {
@@ -60,11 +74,14 @@ _HOMES = {
     "quoting_prompt": "prompts",
     "CopiedSpan": "provenance",
     "Reference": "provenance",
+    "Chunk": "retrieval",
+    "Document": "retrieval",
     "DocumentStore": "retrieval",
     "Embedder": "retrieval",
     "Hit": "retrieval",
     "default_embedder": "retrieval",
     "read_documents": "retrieval",
+    "split_documents": "retrieval",
 }
 
 

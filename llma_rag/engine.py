@@ -7,6 +7,7 @@ framework; adapters translate to it.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from llma_rag.errors import ModelError, RequestCancelledError
 from llma_rag.models import ModelRunner, Verdict, cached_probe, load_model, require_agreement
 from llma_rag.provenance import CopiedSpan, Reference, ReferenceText, as_references, copied_spans, coverage
 from llma_rag.text import Detokenizer, Message, StopStrings, prompt_ids, reference_ids
-from llma_rag.workers import on_cpu_worker, worker_for
+from llma_rag.workers import worker_for
 
 DEFAULT_MAX_TOKENS = 512
 _WIDTHS = {"cpu": (8, 16, 4), "cuda": (16, 8, 32)}  # tried in this order, first one that is exact
@@ -104,7 +105,8 @@ class Engine:
     """Greedy answers of one model, accelerated by references, identical with and without them.
 
     Args:
-        model: a causal language model of transformers; it is not changed.
+        model: a causal language model of transformers; it is put into evaluation mode, its weights and
+            modules are not changed.
         tokenizer: its tokenizer.
         name: how results call the model.
         width: positions per verify step; None takes the first of a few that is exact here.
@@ -131,6 +133,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.eos_ids = _eos_ids(model, tokenizer)
         self._draft_config = draft_config or DraftConfig()
+        self._process = os.getpid()
         self._worker = worker_for(model, model.device.type)
         self.runner, self.verdict = self._worker.submit(
             _exact_runner, model, width, max_context, torch.get_num_threads()
@@ -164,8 +167,7 @@ class Engine:
         Raises:
             ModelError: the model cannot be found, fetched or loaded; also as for the class.
         """
-        loaded = on_cpu_worker(
-            load_model,
+        loaded = load_model(
             name,
             device=device,
             dtype=dtype,
@@ -203,7 +205,8 @@ class Engine:
 
         Raises:
             ContextLengthError: the prompt leaves no room in the context.
-            ValueError: an empty prompt, a `max_tokens` below 1, or an empty stop string.
+            PromptError: the prompt is empty, or the model's chat template does not take it.
+            ValueError: a `max_tokens` below 1, or an empty stop string.
         """
         with self.stream(
             prompt, references=references, max_tokens=max_tokens, stop=stop, draft=draft
@@ -227,6 +230,8 @@ class Engine:
             raise ValueError(f"max_tokens must be at least 1, or None for no limit, got {max_tokens}")
         if isinstance(stop, str):
             raise ValueError(f"stop must be a list of strings, got one string; use [{stop!r}]")
+        if os.getpid() != self._process:
+            raise ModelError("an engine does not work in a forked process; make it after the fork")
         request = _Request(prompt, as_references(references), max_tokens, StopStrings(stop), draft)
         events: SimpleQueue[_Event] = SimpleQueue()
         cancelled = threading.Event()
@@ -264,6 +269,7 @@ class Engine:
             if not output.take(step):
                 break
         ended = output.finish()
+        timings = output.timings(queued_s, index_s)
         return Generation(
             text=output.text,
             token_ids=output.token_ids,
@@ -273,7 +279,7 @@ class Engine:
             drafted=output.drafted,
             accepted=output.accepted,
             copied_spans=copied_spans(output.text, request.references),
-            timings=output.timings(queued_s, index_s),
+            timings=timings,
             verdict=self.verdict,
         )
 

@@ -3,6 +3,7 @@
 LlmaRagError
 ├── ModelError          a model cannot be found, fetched, loaded or run exactly
 │   └── UnsupportedModelError   its architecture cannot be decoded by fixed-shape steps
+├── PromptError         a prompt cannot be rendered for the model
 ├── ContextLengthError  a prompt does not fit the model's context
 ├── StoreError          a document store is missing, corrupt or was made by something else
 ├── DocumentError       a document cannot be read
@@ -21,6 +22,10 @@ class ModelError(LlmaRagError):
 
 class UnsupportedModelError(ModelError):
     """A model whose architecture cannot be decoded exactly by fixed-shape steps."""
+
+
+class PromptError(LlmaRagError, ValueError):
+    """A prompt that is empty or that the model's chat template does not take."""
 
 
 class ContextLengthError(LlmaRagError, ValueError):

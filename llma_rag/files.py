@@ -1,21 +1,22 @@
-"""Files on disk: the cache folder, atomic writes, digests."""
+"""Files on disk: the cache folder and atomic writes."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from pathlib import Path
 
 import platformdirs
 
-_CHUNK_BYTES = 1 << 20
+
+def cache_path(name: str) -> Path:
+    """Return where a folder of the user's cache is; LLMA_RAG_CACHE moves the cache."""
+    return Path(os.environ.get("LLMA_RAG_CACHE") or platformdirs.user_cache_dir("llma_rag")) / name
 
 
 def cache_folder(name: str) -> Path:
-    """Return (and make) a folder in the user's cache; LLMA_RAG_CACHE moves the cache."""
-    root = os.environ.get("LLMA_RAG_CACHE") or platformdirs.user_cache_dir("llma_rag")
-    folder = Path(root) / name
+    """Return a folder of the user's cache, making it where needed."""
+    folder = cache_path(name)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -28,16 +29,15 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        Path(temporary).chmod(0o666 & ~_umask())
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
 
 
-def sha256_of(path: Path) -> str:
-    """Return the file's SHA-256 in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+def _umask() -> int:
+    """Return the bits that new files do not get; temporary files get fewer than others."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

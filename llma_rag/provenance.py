@@ -104,9 +104,16 @@ def _maximal_ranges(output: str, text: str, minimum: int) -> Iterator[tuple[int,
 
     A window slides over the output: where it occurs it grows to the right as far as some occurrence
     allows, then the search goes on one character later with a window that ends one character later.
+    Blocks of half a window that occur nowhere let it jump.
     """
     start, end = 0, minimum
+    half = (minimum + 1) // 2
     while end <= len(output):
+        block = -(-start // half) * half  # every window holds the first block at a multiple of `half`
+        if output[block : block + half] not in text:
+            start = block + 1
+            end = max(end, start + minimum)
+            continue
         position = text.find(output[start:end])
         if position < 0:
             start += 1

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
+
+from llma_rag.errors import PromptError
 
 Message = Mapping[str, Any]  # {"role": "user", "content": "..."}
 _INCOMPLETE = "\ufffd"  # what a tokenizer shows for bytes that are no character yet
@@ -18,23 +21,39 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Messag
     template is rendered to ids and never tokenised again: it decides itself about special tokens.
 
     Raises:
-        ValueError: the prompt is empty, or the tokenizer has no chat template.
+        PromptError: the prompt is empty, or the model's chat template is missing or does not take it.
     """
-    ids: Any
     if isinstance(prompt, str):
-        ids = tokenizer(prompt).input_ids
+        ids = list(tokenizer(prompt).input_ids)
     else:
-        if tokenizer.chat_template is None:
-            raise ValueError("the model's tokenizer has no chat template; pass the prompt as one string")
-        ids = tokenizer.apply_chat_template(
-            [dict(message) for message in prompt],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=False,
-        )
+        ids = _rendered(tokenizer, [dict(message) for message in prompt])
     if not ids:
-        raise ValueError("the prompt is empty; pass a string or messages with some text")
+        raise PromptError("the prompt is empty; pass a string or messages with some text")
+    return ids
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]) -> list[int]:
+    if tokenizer.chat_template is None:
+        raise PromptError("the model's tokenizer has no chat template; pass the prompt as one string")
+    try:
+        ids: Any = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+    except TemplateError as error:
+        merged = _with_system_in_user(messages)
+        if merged != messages:  # some templates, such as Gemma 2's, know no system role
+            return _rendered(tokenizer, merged)
+        raise PromptError(f"the model's chat template does not take these messages: {error}") from error
     return list(ids)
+
+
+def _with_system_in_user(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the messages with a leading system message put before the first user message's text."""
+    roles = [message.get("role") for message in messages[:2]]
+    if roles != ["system", "user"]:
+        return messages
+    system, user, *rest = messages
+    return [{**user, "content": f"{system['content']}\n\n{user['content']}"}, *rest]
 
 
 def reference_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

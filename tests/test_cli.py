@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from llma_rag.cli import app as cli
+from llma_rag.cli import printing
 
 
 def run(capsys, *arguments):
@@ -156,6 +157,7 @@ def test_compare_measures_every_mode(capsys, tmp_path, tiny_folder):
             measured = sample["modes"][mode]
             assert measured["prefill_s"] > 0
             assert measured["forward_passes"] + measured["accepted"] == len(measured["token_ids"]), mode
+            assert 0 <= measured["accepted"] <= measured["drafted"], mode
     assert result["environment"]["dtype"] == "float32"
     assert result["peak_memory_bytes"] > 10**8
 
@@ -205,6 +207,8 @@ def test_bad_data_is_one_line(capsys, tmp_path, content, message):
         ),
         (["ask", "Why?", "--store", "{store}", "--model", "nobody/nothing"], "cannot be loaded"),
         (["ask", "Why? " * 2000, "--store", "{store}", "--model", "{tiny}"], "but the context holds 1024"),
+        (["ask", "Why?", "--store", "{store}", "--json", "{tmp}"], "cannot be written"),
+        (["index", "{documents}", "--store", "{documents}"], "holds other files and no store"),
         (["compare", "--data", "{tmp}", "--baselines", "magic"], "baselines must be among"),
         (
             ["ask", "Why?", "--store", "{store}", "--json", "/no/such/folder/x.json"],
@@ -212,12 +216,15 @@ def test_bad_data_is_one_line(capsys, tmp_path, content, message):
         ),
     ],
 )
-def test_errors_are_one_line_and_exit_code_2(capsys, tmp_path, store, tiny_folder, arguments, message):
+def test_errors_are_one_line_and_exit_code_2(
+    capsys, tmp_path, store, documents, tiny_folder, arguments, message
+):
     empty, corrupt = tmp_path / "empty", tmp_path / "corrupt"
     empty.mkdir()
     corrupt.mkdir()
     (corrupt / "manifest.json").write_text("{}")
     places = {"tmp": tmp_path, "empty": empty, "corrupt": corrupt, "store": store, "tiny": tiny_folder}
+    places["documents"] = documents
     code, _, err = run(capsys, *(argument.format(**places) for argument in arguments))
     last = err.strip().splitlines()[-1]
     assert code == 2
@@ -236,3 +243,17 @@ def test_the_installed_command_prints_help_and_version():
             env={**os.environ, "COLUMNS": "100"},
         )
         assert expected in done.stdout
+
+
+def test_a_sample_that_does_not_fit_is_refused_before_anything_is_measured(capsys, tmp_path, tiny_folder):
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"query": "x", "docs": ["word " * 3000]}) + "\n")
+    code, _, err = run(capsys, "compare", "--data", data, "--model", tiny_folder)
+    assert code == 2
+    assert "the prompt of sample 0 has" in err
+
+
+def test_answers_and_paths_are_printed_as_they_are(capsys):
+    printing.console.print("a :key: [b] [/docs/x]", "/tmp/docs[v2]/s")
+    assert capsys.readouterr().out == "a :key: [b] [/docs/x] /tmp/docs[v2]/s\n"
+    assert printing.printable("a\x1b[2Jb\n\tc é") == "a\ufffd[2Jb\n\tc é"

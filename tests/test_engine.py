@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llma_rag.engine import Engine
-from llma_rag.errors import ContextLengthError, ModelError, RequestCancelledError
+from llma_rag.errors import ContextLengthError, ModelError, PromptError, RequestCancelledError
 from llma_rag.models import Verdict
 from llma_rag.provenance import as_references, copied_spans
 from tests.conftest import EXAMPLES
@@ -139,7 +139,7 @@ def test_a_prompt_beyond_the_context_is_an_error_with_both_numbers(llama):
         ({"stop": "abc"}, ValueError, "must be a list"),
         ({"references": "abc"}, TypeError, "must be a list"),
         ({"references": [1]}, TypeError, "a reference must be a string"),
-        ({"prompt": ""}, ValueError, "the prompt is empty"),
+        ({"prompt": ""}, PromptError, "the prompt is empty"),
         ({"temperature": 1.0}, TypeError, "temperature"),
     ],
 )
@@ -148,34 +148,42 @@ def test_bad_arguments_are_errors(llama, arguments, error, message):
         llama.generate(**{"prompt": PROMPT, **arguments})
 
 
-def count_passes(engine, monkeypatch):
-    passes = []
+def passes_after(engine, monkeypatch, abandon):
+    """Let a stream's first verify step wait, abandon the stream, and count the steps that it still takes."""
+    steps, entered, go_on = [], threading.Event(), threading.Event()
     verify = type(engine.runner).verify
-    monkeypatch.setattr(
-        type(engine.runner), "verify", lambda self, at, ids: passes.append(at) or verify(self, at, ids)
-    )
-    return passes
+
+    def waiting_verify(self, position, ids):
+        steps.append(position)
+        entered.set()
+        assert go_on.wait(30)
+        return verify(self, position, ids)
+
+    monkeypatch.setattr(type(engine.runner), "verify", waiting_verify)
+    streams = [engine.stream(PROMPT, max_tokens=900, draft=False)]
+    assert entered.wait(30)
+    abandon(streams)
+    go_on.set()
+    assert engine.generate(PROMPT, max_tokens=1).completion_tokens == 1  # queues behind, takes no step
+    return len(steps)
 
 
 def test_closing_a_stream_stops_the_model_before_its_next_step(llama, monkeypatch):
-    passes = count_passes(llama, monkeypatch)
+    def close(streams):
+        streams[0].close()
+
+    assert passes_after(llama, monkeypatch, close) == 1
+
+
+def test_dropping_a_stream_stops_the_model_before_its_next_step(llama, monkeypatch):
+    assert passes_after(llama, monkeypatch, lambda streams: streams.clear()) == 1
+
+
+def test_the_result_of_a_closed_stream_is_an_error(llama):
     with llama.stream(PROMPT, max_tokens=900, draft=False) as stream:
         next(stream)
     with pytest.raises(RequestCancelledError):
         _ = stream.result
-    assert len(passes) < 900
-    seen = len(passes)
-    llama.generate(PROMPT, max_tokens=1)
-    assert len(passes) == seen
-
-
-def test_dropping_a_stream_stops_the_model(llama, monkeypatch):
-    passes = count_passes(llama, monkeypatch)
-    stream = llama.stream(PROMPT, max_tokens=900, draft=False)
-    next(stream)
-    del stream
-    llama.generate(PROMPT, max_tokens=1)  # queues behind it
-    assert len(passes) < 900
 
 
 def test_cancelling_stops_a_prefill_between_blocks(llama, monkeypatch):
@@ -264,3 +272,26 @@ def test_the_callers_model_is_not_changed():
     engine.generate(PROMPT, max_tokens=5)
     assert [type(module) for module in model.modules()] == modules
     assert model.config._attn_implementation == "sdpa"
+
+
+def test_numbers_that_overflow_are_an_error_and_do_not_poison_the_next_answer(monkeypatch):
+    tokenizer = tiny_tokenizer()
+    engine = Engine(tiny_model("llama", vocab_size=len(tokenizer)), tokenizer)
+    expected = engine.generate(PROMPT, max_tokens=10).token_ids
+    embedding = engine.model.get_input_embeddings().weight
+    spoilt = expected[4]
+    saved = embedding[spoilt].clone()
+    with torch.no_grad():
+        embedding[spoilt] = float("inf")
+    for draft in (True, False):
+        with pytest.raises(ModelError, match="overflow in float32"):
+            engine.generate(PROMPT, max_tokens=10, draft=draft)
+    with torch.no_grad():
+        embedding[spoilt] = saved
+    assert engine.generate(PROMPT, max_tokens=10).token_ids == expected
+
+
+def test_a_forked_process_is_told_to_make_its_own_engine(llama, monkeypatch):
+    monkeypatch.setattr("llma_rag.engine.os.getpid", lambda: -1)
+    with pytest.raises(ModelError, match="forked process"):
+        llama.generate(PROMPT)

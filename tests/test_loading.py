@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -10,6 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from llma_rag.engine import Engine
 from llma_rag.errors import ModelError
@@ -23,8 +26,12 @@ PROMPT = "The museum opens"
 def test_a_local_folder_is_loaded_and_packed(tiny_folder):
     engine = Engine.load(str(tiny_folder), dtype="float32")
     assert any(isinstance(module, PackedLinear) for module in engine.model.modules())
-    plain = Engine.load(str(tiny_folder), dtype="float32", width=16)
-    answers = [one.generate(PROMPT, max_tokens=20).token_ids for one in (engine, plain)]
+    plain = load_model(str(tiny_folder), dtype="float32")
+    assert not any(isinstance(module, PackedLinear) for module in plain.model.modules())
+    answers = [
+        one.generate(PROMPT, max_tokens=20).token_ids
+        for one in (engine, Engine(plain.model, plain.tokenizer))
+    ]
     assert answers[0] == answers[1]
 
 
@@ -33,12 +40,55 @@ def test_the_dtype_asked_for_is_the_one_loaded(tiny_folder, dtype):
     assert load_model(str(tiny_folder), dtype=dtype).model.dtype == getattr(torch, dtype)
 
 
-def test_model_kwargs_reach_from_pretrained(tiny_folder):
+def test_model_kwargs_reach_from_pretrained(tiny_folder, monkeypatch):
+    seen = {}
+    from_pretrained = AutoModelForCausalLM.from_pretrained
+
+    def spy(*args, **kwargs):
+        seen.update(kwargs)
+        return from_pretrained(*args, **kwargs)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", spy)
     engine = Engine.load(str(tiny_folder), model_kwargs={"device_map": {"": "cpu"}})
     assert engine.generate(PROMPT, max_tokens=3).completion_tokens == 3
+    assert seen["device_map"] == {"": "cpu"}
+    assert seen["use_safetensors"] is True
+    assert seen["trust_remote_code"] is False
 
 
-@pytest.mark.parametrize("name", ["trust_remote_code", "use_safetensors", "attn_implementation"])
+def test_options_of_the_hub_reach_the_tokenizer_too(tiny_folder, tmp_path):
+    (tmp_path / "inner").symlink_to(tiny_folder)
+    assert load_model(str(tmp_path), model_kwargs={"subfolder": "inner"}).tokenizer.chat_template
+
+
+def test_device_and_device_map_contradict_each_other(tiny_folder):
+    with pytest.raises(ModelError, match="contradict each other"):
+        load_model(str(tiny_folder), device="cpu", model_kwargs={"device_map": "auto"})
+
+
+def test_missing_weights_are_refused(tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    weights = load_file(path)
+    del weights["lm_head.weight"]
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lack 1 weights, such as lm_head\.weight"):
+        load_model(str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+def test_damaged_files_are_one_line(tiny_folder, tmp_path, name):
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    path = tmp_path / "model" / name
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ModelError, match="cannot be loaded") as caught:
+        load_model(str(tmp_path / "model"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["trust_remote_code", "use_safetensors", "attn_implementation", "torch_dtype"]
+)
 def test_options_that_would_break_a_promise_are_refused(tiny_folder, name):
     with pytest.raises(ModelError, match=f"model_kwargs must not hold '{name}'"):
         load_model(str(tiny_folder), model_kwargs={name: True})
@@ -181,10 +231,11 @@ gguf.convert_once(Path({str(tmp_path)!r}) / "model", lambda folder: folder)
     assert sorted(printed) == ["", "converted\n"]
 
 
-def test_a_file_that_is_no_gguf_is_one_line(tmp_path, monkeypatch):
+@pytest.mark.parametrize("content", [b"not a model", b"", b"GGUF\x03\x00\x00\x00\x01"])
+def test_a_file_that_is_no_gguf_is_one_line(tmp_path, monkeypatch, content):
     monkeypatch.setenv("LLMA_RAG_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "model.gguf"
-    path.write_bytes(b"not a model")
+    path.write_bytes(content)
     with pytest.raises(ModelError, match="cannot be read as a GGUF model") as caught:
         load_model(str(path))
     assert "\n" not in str(caught.value)

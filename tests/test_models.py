@@ -186,7 +186,11 @@ def test_a_prompt_beyond_the_context_is_an_error_with_both_numbers():
     [
         ({"width": 1}, "width must be from 2 to 64, got 1"),
         ({"width": 65}, "width must be from 2 to 64, got 65"),
-        ({"width": 8, "max_context": 5000}, "max_context must be from 2 to 1024, got 5000"),
+        (
+            {"width": 8, "max_context": 5000},
+            r"max_context must be from twice the width \(16\) to 1024, got 5000",
+        ),
+        ({"width": 8, "max_context": 9}, "got 9"),
     ],
 )
 def test_bad_shapes_are_errors(settings, message):

@@ -109,7 +109,7 @@ def test_passages_are_where_they_say_and_short_enough(source, text):
 
 def test_the_most_similar_passages_come_first(store):
     hits = store.search("zzz", 2)
-    assert [hit.text for hit in hits] == ["zzz yy", "mmm nn"] or hits[0].text == "zzz yy"
+    assert hits[0].text == "zzz yy"
     assert hits[0].score >= hits[1].score
     assert hits[0].metadata == {"source": "b.txt", "start": 0, "end": 6}
 
@@ -139,12 +139,12 @@ def test_a_saved_store_opens_with_the_same_answers(store, tmp_path):
     store.remove_sources(["b.txt"])
     store.save(tmp_path)
     assert len(DocumentStore.open(tmp_path, LetterEmbedder())) == 1
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.glob("[!.]*"))) == 3
 
 
 def test_nothing_in_the_folder_is_a_pickle(store, tmp_path):
     store.save(tmp_path)
-    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".jsonl", ".faiss"}
+    assert {path.suffix for path in tmp_path.glob("[!.]*")} == {".json", ".jsonl", ".faiss"}
 
 
 def test_a_folder_without_a_store_is_an_error(tmp_path):
@@ -175,7 +175,7 @@ def test_a_damaged_file_is_a_clear_error_or_harmless(tmp_path_factory, data):
     made = DocumentStore(LetterEmbedder())
     made.add([chunk("aaa bb"), chunk("zzz yy")])
     made.save(folder)
-    path = data.draw(st.sampled_from(sorted(folder.iterdir())))
+    path = data.draw(st.sampled_from(sorted(folder.glob("[!.]*"))))
     content = bytearray(path.read_bytes())
     if data.draw(st.booleans()):
         del content[data.draw(st.integers(0, len(content) - 1)) :]
@@ -214,6 +214,44 @@ def test_a_hostile_manifest_is_a_clear_error(store, tmp_path, change):
         DocumentStore.open(tmp_path, LetterEmbedder())
 
 
+WRITER = """
+import sys
+from llma_rag.retrieval import DocumentStore
+with DocumentStore.locked(sys.argv[1]):
+    print("locked", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_a_second_writer_is_told_to_wait(store, tmp_path):
+    store.save(tmp_path)
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert writer.stdout.readline() == "locked\n"
+    with pytest.raises(StoreError, match="another process is writing"):
+        store.save(tmp_path)
+    assert len(DocumentStore.open(tmp_path, LetterEmbedder())) == 3  # readers are not kept out
+    writer.communicate("\n")
+    store.save(tmp_path)
+
+
+def test_others_may_read_what_is_written(store, tmp_path):
+    store.save(tmp_path)
+    mask = os.umask(0)
+    os.umask(mask)
+    assert all(path.stat().st_mode & 0o777 == 0o666 & ~mask for path in tmp_path.glob("[!.]*"))
+
+
+def test_line_ends_are_kept_so_that_ranges_fit_the_file(tmp_path):
+    path = tmp_path / "windows.txt"
+    path.write_bytes(b"one\r\ntwo\r\n")
+    assert read_documents([path])[0].text == "one\r\ntwo\r\n"
+
+
 KILLED = """
 import sys
 from tests.test_retrieval import LetterEmbedder, chunk
@@ -248,7 +286,7 @@ def test_a_killed_writer_leaves_the_old_state_or_the_new(tmp_path):
     made = DocumentStore(LetterEmbedder())
     made.add([chunk("after")])
     made.save(tmp_path)
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.glob("[!.]*"))) == 3
 
 
 def test_the_packaged_embedding_model_finds_a_paraphrase():

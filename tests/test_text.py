@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llma_rag.errors import PromptError
 from llma_rag.text import Detokenizer, StopStrings, prompt_ids, reference_ids
 from tests.tiny import TEXT, sentencepiece_like_tokenizer, tiny_tokenizer
 
@@ -79,10 +81,35 @@ def test_messages_go_through_the_chat_template_once():
 
 
 def test_messages_without_a_template_are_an_error():
-    with pytest.raises(ValueError, match="no chat template"):
+    with pytest.raises(PromptError, match="no chat template"):
         prompt_ids(sentencepiece_like_tokenizer(), [{"role": "user", "content": "Hello"}])
 
 
 def test_empty_prompt_is_an_error():
-    with pytest.raises(ValueError, match="empty"):
+    with pytest.raises(PromptError, match="empty"):
         prompt_ids(tiny_tokenizer(), "")
+
+
+def strict_tokenizer():
+    """A tokenizer whose template knows no system role and wants the roles to alternate, like Gemma 2's."""
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('Roles must alternate') }}{% endif %}{{ m['content'] }}{% endfor %}"
+    )
+    return tokenizer
+
+
+def test_a_template_without_system_role_gets_the_instruction_from_the_user():
+    tokenizer = strict_tokenizer()
+    ids = prompt_ids(
+        tokenizer, [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+    )
+    assert tokenizer.decode(ids) == "Be brief.\n\nHello"
+
+
+def test_messages_that_a_template_does_not_take_are_an_error():
+    messages = [{"role": "user", "content": "Hello"}, {"role": "user", "content": "again"}]
+    with pytest.raises(PromptError, match="does not take these messages: Roles must alternate"):
+        prompt_ids(strict_tokenizer(), messages)

@@ -12,6 +12,8 @@ import torch
 from transformers import PreTrainedModel
 
 PROMPT_LOOKUP_TOKENS = 10
+# What a checkpoint's generation config may change about greedy decoding, set back.
+_PURE_GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class StockModel:
                     inputs,
                     attention_mask=torch.ones_like(inputs),
                     max_new_tokens=max_tokens,
-                    do_sample=False,
+                    **_PURE_GREEDY,
                     **options,
                 )
             wall_s = self._now() - started
@@ -54,7 +56,7 @@ class StockModel:
             prefill_s=prefill_s,
             decode_s=wall_s - prefill_s,
             forward_passes=passes,
-            drafted=sum(rows - 1 for rows in rows_per_pass[1:]),
+            drafted=rows_per_pass[0] - len(prompt_ids) + sum(rows - 1 for rows in rows_per_pass[1:]),
             accepted=len(token_ids) - passes,
             token_ids=token_ids,
         )

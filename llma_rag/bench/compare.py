@@ -17,11 +17,12 @@ from llma_rag import __version__
 from llma_rag.bench.baselines import Measurement, StockModel
 from llma_rag.bench.data import Sample
 from llma_rag.engine import Engine
+from llma_rag.errors import DataError, ModelError
 from llma_rag.models.loading import load_model
 from llma_rag.models.probe import device_name
 from llma_rag.prompts import documents_prompt
 from llma_rag.text import prompt_ids
-from llma_rag.workers import on_cpu_worker, worker_for
+from llma_rag.workers import worker_for
 
 BASELINES = ("transformers", "prompt_lookup")
 _WARM_UP_TOKENS = 8
@@ -123,6 +124,8 @@ def compare(
         baselines: from `BASELINES`.
         progress: told what is going on when it takes long.
     """
+    for sample in samples:
+        _require_room(engine, sample, max_docs)
     stock = _stock_model(engine, progress) if baselines else None
     modes = _modes(engine, stock, max_docs, baselines)
     progress("Warming up")
@@ -171,12 +174,22 @@ def peak_memory_bytes(engine: Engine) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def _require_room(engine: Engine, sample: Sample, max_docs: int) -> None:
+    """Refuse a sample that does not fit before anything is measured."""
+    tokens = engine.count_tokens(documents_prompt(sample.query, sample.docs[:max_docs]))
+    if tokens >= engine.runner.context_length:
+        raise DataError(
+            f"the prompt of sample {sample.id} has {tokens} tokens, but the context holds "
+            f"{engine.runner.context_length}; lower --max-docs or leave the sample out"
+        )
+
+
 def _stock_model(engine: Engine, progress: Callable[[str], None]) -> StockModel:
     """Return the engine's model as transformers runs it; on the CPU its packed layers need a second copy."""
     if engine.runner.device.type != "cpu":
         return StockModel(engine.model)
     dtype = str(engine.runner.dtype).removeprefix("torch.")
-    loaded = on_cpu_worker(load_model, engine.name, device="cpu", dtype=dtype, progress=progress)
+    loaded = load_model(engine.name, device="cpu", dtype=dtype, progress=progress)
     return StockModel(loaded.model)
 
 
@@ -217,8 +230,12 @@ def _modes(
 
 
 def _median_of(runs: Sequence[Measurement]) -> Measurement:
-    """Return the runs' common result with median times; all runs of a mode decode alike."""
+    """Return the runs' common result with median times."""
     first = runs[0]
+    if any(run.token_ids != first.token_ids for run in runs):
+        raise ModelError(
+            "the same mode gave different ids when it was repeated; nothing here can be compared"
+        )
     return Measurement(
         median(run.prefill_s for run in runs),
         median(run.decode_s for run in runs),

@@ -122,6 +122,3 @@ def main() -> None:
     except (LlmaRagError, OSError) as error:
         typer.echo(f"llma-rag: error: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("llma-rag: interrupted", err=True)
-        sys.exit(130)

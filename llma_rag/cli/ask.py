@@ -12,6 +12,7 @@ from llma_rag.cli.printing import (
     highlighted,
     json_output,
     load_engine,
+    printable,
     source_line,
 )
 from llma_rag.errors import StoreError
@@ -41,7 +42,7 @@ def run_ask(
         prompt = quoting_prompt(question, [hit.text for hit in hits])
         with engine.stream(prompt, references=hits, max_tokens=max_tokens, draft=references) as stream:
             for piece in stream:
-                console.print(piece, end="", markup=False, soft_wrap=True)
+                console.print(printable(piece), end="", soft_wrap=True)
             answer = stream.result
         console.print()
         console.rule("Copied words" if answer.copied_spans else "No words copied")

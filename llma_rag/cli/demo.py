@@ -97,7 +97,7 @@ def _answer(engine: Engine, store: DocumentStore, question: str, expected: str, 
 
 def _print_answer(number: int, one: _Answered) -> None:
     console.rule()
-    console.print(f"[bold]{number}. {one.question}[/bold]")
+    console.print(f"{number}. {one.question}", style="bold")
     console.print(highlighted(one.drafted.text, one.drafted.copied_spans))
     for rank, hit in enumerate(one.hits, start=1):
         console.print(source_line(rank, hit.chunk.source, hit.chunk.start, hit.chunk.end, hit.score))

@@ -17,19 +17,20 @@ def run_index(paths: Sequence[Path], store_folder: Path, json_file: Path | None)
     """Read, split, embed and save; what the store holds of other documents stays."""
     with json_output(json_file) as output:
         documents = read_documents(paths)
-        embedder = quiet_embedder()
-        store = (
-            DocumentStore.open(store_folder, embedder)
-            if DocumentStore.exists(store_folder)
-            else DocumentStore(embedder)
-        )
-        chunks = split_documents(documents, embedder.count_tokens)
-        if not chunks:
-            raise DocumentError(f"the {len(documents)} documents hold no text")
-        vectors = embed_with_progress(embedder, chunks)
-        replaced = store.remove_sources([document.source for document in documents])
-        store.add(chunks, vectors)
-        store.save(store_folder)
+        with DocumentStore.locked(store_folder):
+            embedder = quiet_embedder()
+            store = (
+                DocumentStore.open(store_folder, embedder)
+                if DocumentStore.exists(store_folder)
+                else DocumentStore(embedder)
+            )
+            chunks = split_documents(documents, embedder.count_tokens)
+            if not chunks:
+                raise DocumentError(f"the {len(documents)} documents hold no text")
+            vectors = embed_with_progress(embedder, chunks)
+            replaced = store.remove_sources([document.source for document in documents])
+            store.add(chunks, vectors)
+            store.save(store_folder)
         output.update(
             documents=len(documents),
             passages=len(chunks),

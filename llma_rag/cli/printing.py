@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,8 +31,8 @@ from llma_rag.provenance import CopiedSpan
 
 _COPIED_STYLES = ("black on green", "black on cyan", "black on yellow", "black on magenta", "black on blue")
 
-console = Console(highlight=False)
-status_console = Console(stderr=True, highlight=False)
+console = Console(highlight=False, markup=False, emoji=False)
+status_console = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def quiet_libraries() -> None:
@@ -70,9 +71,14 @@ def progress_bar() -> Progress:
     )
 
 
+def printable(text: str) -> str:
+    """Return the text with control characters shown as a mark each: documents must not steer a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+
+
 def highlighted(text: str, spans: Sequence[CopiedSpan]) -> Text:
     """Return the text with copied words marked, one colour per reference."""
-    marked = Text(text)
+    marked = Text(printable(text))
     for span in spans:
         marked.stylize(_COPIED_STYLES[span.reference_index % len(_COPIED_STYLES)], span.start, span.end)
     return marked
@@ -117,8 +123,15 @@ def answer_json(answer: Generation) -> dict[str, Any]:
 def json_output(path: Path | None) -> Iterator[dict[str, Any]]:
     """Collect what a command prints and write it at the end; check first that it can be written."""
     collected: dict[str, Any] = {}
-    if path is not None and not path.parent.is_dir():
-        raise DataError(f"there is no folder {path.parent} for {path.name}")
+    if path is not None:
+        _require_writable(path)
     yield collected
     if path is not None:
         write_atomically(path, json.dumps(collected, indent=1, ensure_ascii=False).encode())
+
+
+def _require_writable(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise DataError(f"there is no folder {path.parent} for {path.name}")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise DataError(f"{path} cannot be written; name a file in a folder of yours")

@@ -140,7 +140,11 @@ class ReferenceCursor:
 
 
 class OutputCursor:
-    """The longest suffix of the output that occurs earlier in the output itself."""
+    """The longest suffix of the output that occurs earlier in the output itself.
+
+    Keeping the ends of occurrences recent takes time in the number of suffixes that repeat: few in a text,
+    up to the length of the output where it is one id over and over.
+    """
 
     def __init__(self) -> None:
         self._ids: list[int] = []

@@ -1,4 +1,7 @@
-"""GGUF files, dequantised once to safetensors: reading a GGUF takes half a minute, its copy a second."""
+"""GGUF files, dequantised once to fp32 safetensors: a GGUF takes half a minute to read, its copy a second.
+
+The copy keeps the dequantised values as they are, four bytes each, and loads in any dtype.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from filelock import FileLock
 
 from llma_rag.errors import ModelError
 from llma_rag.files import cache_folder
+from llma_rag.workers import on_cpu_worker
 
 
 def convert_once(
@@ -25,6 +29,8 @@ def convert_once(
     its name only when complete, so a process that is killed leaves nothing but scratch files, which the
     next one removes.
     """
+    if target.is_dir():
+        return target
     with FileLock(f"{target}.lock"):  # released by the system when its holder dies
         if target.is_dir():
             return target
@@ -35,7 +41,7 @@ def convert_once(
             gguf = fetch(scratch)
             converted = scratch / "converted"
             progress("Converting the model to safetensors (once)")
-            _convert(gguf, converted)
+            on_cpu_worker(_convert, gguf, converted)
             converted.replace(target)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -60,13 +66,13 @@ def _convert(gguf: Path, target: Path) -> None:
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
         )
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
-    except (ValueError, OSError, KeyError, NotImplementedError) as error:
+    except Exception as error:  # the readers of damaged files raise whatever they stumble over
         raise ModelError(f"{gguf} cannot be read as a GGUF model: {first_line(error)}") from error
     config = quantised.config
     del config.quantization_config  # the weights are plain by now, and saving them would be refused
-    model: Any = type(quantised)(config)
-    model.to(torch.float32)
-    model.load_state_dict(quantised.state_dict())
+    with torch.device("meta"):
+        model: Any = type(quantised)(config)
+    model.load_state_dict(quantised.state_dict(), assign=True)
     model.generation_config = quantised.generation_config
     model.save_pretrained(target, safe_serialization=True)
     tokenizer.save_pretrained(target)

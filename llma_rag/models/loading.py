@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,19 @@ from llma_rag.errors import ModelError
 from llma_rag.models.demo_model import DEMO_MODEL, demo_model_folder
 from llma_rag.models.gguf import converted_gguf, first_line
 from llma_rag.models.linears import cpu_computes_in_bf16, pack_for_cpu
+from llma_rag.workers import on_cpu_worker
 
+_HUB_OPTIONS = frozenset(
+    {"cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token"}
+)
+_NOT_IN_MODEL_KWARGS = {
+    "trust_remote_code": "no code that comes with a model is run",
+    "use_safetensors": "weights are read from safetensors only",
+    "attn_implementation": "exact decoding brings its own attention",
+    "output_loading_info": "this library asks for it itself",
+    "dtype": "use the argument dtype",
+    "torch_dtype": "use the argument dtype",
+}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -50,30 +63,52 @@ def load_model(
         ModelError: the model cannot be found, fetched or loaded, or an option is not allowed.
     """
     options = _checked_options(model_kwargs)
+    if device != "auto" and "device_map" in options:
+        raise ModelError(f"device={device!r} and model_kwargs['device_map'] contradict each other; give one")
     chosen_device = _chosen_device(device)
-    options.setdefault("dtype", _chosen_dtype(dtype, chosen_device))
+    options["dtype"] = _chosen_dtype(dtype, chosen_device)
     source = _source(name, progress)
     progress(f"Loading {name}")
+    return on_cpu_worker(_load, name, source, chosen_device, options, prepare_for_cpu)
+
+
+def _load(
+    name: str, source: str, device: torch.device, options: dict[str, Any], prepare_for_cpu: bool
+) -> LoadedModel:
+    hub_options = {option: value for option, value in options.items() if option in _HUB_OPTIONS}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, trust_remote_code=False, use_safetensors=True, **options
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **hub_options)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **options
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # the readers of damaged files raise whatever they stumble over
         raise ModelError(
             f"the model {name!r} cannot be loaded: {first_line(error)} (a model is a hub name, a local "
             f"folder with safetensors, a .gguf file, or {DEMO_MODEL})"
         ) from error
+    model, loading_info = loaded
+    _require_complete(name, loading_info)
     if "device_map" not in options:
-        torch.nn.Module.to(model, chosen_device)
+        torch.nn.Module.to(model, device)
     if prepare_for_cpu and model.device.type == "cpu":
         pack_for_cpu(model)
-    _use_full_precision(model)
     return LoadedModel(name, model.eval(), tokenizer)
 
 
+def _require_complete(name: str, loading_info: Mapping[str, Any]) -> None:
+    """Refuse weights that would be random: transformers only logs that they are missing."""
+    absent = sorted(
+        str(key) for kind in ("missing_keys", "mismatched_keys") for key in loading_info.get(kind) or ()
+    )
+    if absent:
+        raise ModelError(
+            f"the files of the model {name!r} lack {len(absent)} weights, such as {absent[0]}; "
+            "is it a language model, and complete?"
+        )
+
+
 def _source(name: str, progress: Callable[[str], None]) -> str:
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # noqa: PTH111 - Path's own raises for an unknown user
     if name == DEMO_MODEL:
         return str(demo_model_folder(progress))
     if path.suffix == ".gguf":
@@ -89,9 +124,9 @@ def _source(name: str, progress: Callable[[str], None]) -> str:
 
 def _checked_options(model_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
     options = dict(model_kwargs or {})
-    for name in ("trust_remote_code", "use_safetensors", "attn_implementation"):
+    for name, remedy in _NOT_IN_MODEL_KWARGS.items():
         if name in options:
-            raise ModelError(f"model_kwargs must not hold {name!r}: this library sets it itself")
+            raise ModelError(f"model_kwargs must not hold {name!r}: {remedy}")
     return options
 
 
@@ -121,10 +156,3 @@ def _computes_in_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and cpu_computes_in_bf16()
-
-
-def _use_full_precision(model: PreTrainedModel) -> None:
-    """Keep fp32 products in fp32: TF32 rounds them to ten bits of mantissa."""
-    if model.device.type == "cuda" and model.dtype == torch.float32:
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = False

@@ -118,9 +118,8 @@ class SlotMemory(Cache):
             layer.values.zero_()
 
     @torch.inference_mode()
-    def scramble(self, slots: int, generator: torch.Generator) -> None:
-        """Fill the first slots with random values."""
+    def scramble(self, generator: torch.Generator) -> None:
+        """Fill the slots with random values."""
         for layer in self.slot_layers:
             for tensor in (layer.keys, layer.values):
-                first = tensor[:, :, :slots]
-                first.copy_(torch.randn(first.shape, generator=generator))
+                tensor.copy_(torch.randn(tensor.shape, generator=generator))

@@ -10,6 +10,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -18,12 +19,11 @@ import torch
 import transformers
 
 from llma_rag.errors import UnsupportedModelError
-from llma_rag.files import cache_folder, write_atomically
+from llma_rag.files import cache_path, write_atomically
 from llma_rag.models.memory import view_at
 from llma_rag.models.runner import ModelRunner
 
-_FORMAT = 1  # raise it when the probe or the passes change
-_LONGER_VIEW = 700  # a position whose view is not the first
+_FORMAT = 2  # raise it when the probe or the passes change
 _MIN_AGREEMENT = 0.97  # cosine of our logits with the model's own forward
 
 
@@ -49,7 +49,7 @@ def probe(runner: ModelRunner, *, seed: int = 0) -> Verdict:
     random = Random(seed)
     rows = mismatched = 0
     try:
-        runner.scramble_memory(view_at(_LONGER_VIEW), torch.Generator().manual_seed(seed))
+        runner.scramble_memory(torch.Generator().manual_seed(seed))
         for start in _starts(runner):
             ids = [random.randrange(runner.vocab_size) for _ in range(_probe_length(runner, start))]
             expected = _logits_by_chunks(runner, start, ids, _full_chunks(len(ids), runner.width), random)
@@ -60,16 +60,18 @@ def probe(runner: ModelRunner, *, seed: int = 0) -> Verdict:
                 mismatched += int((~equal).sum())
     finally:
         runner.zero_memory()
-    return Verdict(runner.width, exact=mismatched == 0, rows=rows, mismatched=mismatched)
+    return Verdict(runner.width, exact=rows > 0 and mismatched == 0, rows=rows, mismatched=mismatched)
 
 
 def cached_probe(runner: ModelRunner) -> Verdict:
     """Return the verdict for this model geometry, device, dtype, width, threads and versions."""
-    path = cache_folder("probes") / f"{_fingerprint(runner)}.json"
+    path = cache_path("probes") / f"{_fingerprint(runner)}.json"
     verdict = _read_verdict(path)
     if verdict is None:
         verdict = probe(runner)
-        write_atomically(path, json.dumps(asdict(verdict)).encode())
+        with suppress(OSError):  # a cache that cannot be written costs the next probe, no more
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, json.dumps(asdict(verdict)).encode())
     return verdict
 
 
@@ -96,10 +98,11 @@ def require_agreement(runner: ModelRunner, *, seed: int = 0) -> None:
 
 
 def _starts(runner: ModelRunner) -> Iterator[int]:
-    """Yield where to probe: at the beginning, at the end of a view, and in a longer view."""
-    for start in (3, view_at(0) - runner.width - 5, _LONGER_VIEW):
-        if start >= 0 and start + 2 <= runner.context_length:
-            yield start
+    """Yield where to probe: at the beginning, up to the end of a view, in longer views and in the longest."""
+    longest = runner.context_length - runner.width - 4
+    for start in (3, view_at(0) - runner.width - 3, 700, 3000, longest):
+        if start == longest or 0 <= start < longest - view_at(0):
+            yield max(0, start)
 
 
 def _probe_length(runner: ModelRunner, start: int) -> int:

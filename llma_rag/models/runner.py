@@ -53,8 +53,9 @@ class ModelRunner:
         self.dtype = model.dtype
         self.threads = threads or torch.get_num_threads()
         self.use_its_threads()
+        _use_full_precision(self.device, self.dtype)
         self.vocab_size = int(self._config.vocab_size)
-        self.context_length = _checked_context(context_limit(self._config), max_context)
+        self.context_length = _checked_context(context_limit(self._config), max_context, width)
         shapes = self._layer_shapes()
         slots = view_at(self.context_length - 1) + _MAX_WIDTH  # padding rows write beyond the last view
         self.kv_bytes = slots * sum(shape.bytes_per_slot for shape in shapes)
@@ -78,6 +79,8 @@ class ModelRunner:
             logits = self.prefill_block(start, prompt_ids[start : start + PREFILL_BLOCK])
         if logits is None:
             raise ValueError("the prompt must have at least one id, got none")
+        if not logits.max().isfinite():
+            self._refuse_overflow()
         return int(logits.argmax())
 
     def require_room(self, prompt_tokens: int) -> None:
@@ -95,8 +98,12 @@ class ModelRunner:
     def verify(self, position: int, ids: Sequence[int]) -> list[int]:
         """Read `ids` at `position` and after; return the id that follows each of them."""
         logits = self.verify_logits(position, ids)
-        predicted: list[int] = logits.argmax(dim=-1).tolist()  # the step's one transfer to the host
-        return predicted[: len(ids)]
+        best = logits.argmax(dim=-1, keepdim=True)  # (width, 1); the row's NaN where it has one
+        finite = logits.gather(1, best).isfinite()
+        predicted, usable = torch.cat([best, finite], dim=1).T.tolist()  # the step's one transfer to the host
+        if not all(usable[: len(ids)]):
+            self._refuse_overflow()
+        return [int(token_id) for token_id in predicted[: len(ids)]]
 
     def prefill_block(self, start: int, ids: Sequence[int]) -> torch.Tensor:
         """Compute one aligned block; return the logits (vocab,) after its last id."""
@@ -118,9 +125,9 @@ class ModelRunner:
         """Forget everything computed so far."""
         self._memory.zero()
 
-    def scramble_memory(self, slots: int, generator: torch.Generator) -> None:
-        """Fill the first slots with random values, so that a probe need not prefill."""
-        self._memory.scramble(slots, generator)
+    def scramble_memory(self, generator: torch.Generator) -> None:
+        """Fill the slots with random values, so that a probe need not prefill."""
+        self._memory.scramble(generator)
 
     @torch.inference_mode()
     def stock_logits(self, ids: Sequence[int]) -> torch.Tensor:
@@ -148,6 +155,13 @@ class ModelRunner:
             )
         logits: torch.Tensor = output.logits
         return logits[0]
+
+    def _refuse_overflow(self) -> None:
+        self.zero_memory()  # a number that is none stays one, in every row that multiplies it by zero
+        raise ModelError(
+            f"the model's numbers overflow in {str(self.dtype).removeprefix('torch.')}; "
+            "load it with dtype='bfloat16' or 'float32'"
+        )
 
     def _row_independent_experts(self) -> dict[str, str]:
         # The other implementations group a step's rows by expert, so that a row's result depends on its
@@ -180,12 +194,21 @@ def _checked_width(width: int) -> int:
     return width
 
 
-def _checked_context(limit: int | None, max_context: int | None) -> int:
+def _checked_context(limit: int | None, max_context: int | None, width: int) -> int:
     if max_context is None:
         return min(limit or DEFAULT_MAX_CONTEXT, DEFAULT_MAX_CONTEXT)
-    if max_context < 2 or (limit is not None and max_context > limit):
-        raise ModelError(f"max_context must be from 2 to {limit or 'any length'}, got {max_context}")
+    if max_context < 2 * width or (limit is not None and max_context > limit):
+        raise ModelError(
+            f"max_context must be from twice the width ({2 * width}) to {limit or 'any length'}, got {max_context}"
+        )
     return max_context
+
+
+def _use_full_precision(device: torch.device, dtype: torch.dtype) -> None:
+    """Keep fp32 products in fp32: TF32 rounds their factors to ten bits of mantissa."""
+    if device.type == "cuda" and dtype == torch.float32:
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
 
 
 def _require_free_memory(kv_bytes: int, context_length: int, device: torch.device) -> None:

@@ -59,7 +59,8 @@ def _read(path: Path) -> Document:
         size = path.stat().st_size
         if size > MAX_FILE_BYTES:
             raise DocumentError(f"{path} has {size} bytes; at most {MAX_FILE_BYTES} are read")
-        return Document(path.read_text(encoding="utf-8-sig"), str(path))
+        with path.open(encoding="utf-8-sig", newline="") as file:  # line ends as they are: ranges count them
+            return Document(file.read(), str(path))
     except UnicodeDecodeError as error:
         raise DocumentError(f"{path} is not UTF-8 text (byte {error.start}); convert it first") from error
     except OSError as error:

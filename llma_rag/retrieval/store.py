@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
+from filelock import FileLock, Timeout
 
 from llma_rag.errors import StoreError
 from llma_rag.files import write_atomically
@@ -24,6 +26,7 @@ from llma_rag.retrieval.embedding import Embedder, Vectors
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"
+_LOCK = ".lock"
 _MAX_FILE_BYTES = 16 * 2**30
 
 
@@ -100,7 +103,26 @@ class DocumentStore:
     def save(self, folder: str | Path) -> None:
         """Write the store to a folder; at any moment the folder holds the old state or the new."""
         folder = Path(folder)
+        with DocumentStore.locked(folder):
+            self._write(folder)
+
+    @staticmethod
+    @contextmanager
+    def locked(folder: str | Path) -> Iterator[None]:
+        """Keep other writers out, for opening, changing and saving a store; saving alone does it itself.
+
+        Raises:
+            StoreError: another process is writing, or the folder cannot hold a store.
+        """
+        folder = Path(folder)
         _make_folder(folder)
+        try:
+            with FileLock(folder / _LOCK, timeout=0, is_singleton=True):  # the system frees a dead holder's
+                yield
+        except Timeout:
+            raise StoreError(f"another process is writing to the store {folder}; try again later") from None
+
+    def _write(self, folder: Path) -> None:
         vectors = faiss.serialize_index(self._index).tobytes()
         passages = b"".join(
             json.dumps(asdict(chunk), ensure_ascii=False).encode() + b"\n" for chunk in self._chunks
@@ -127,6 +149,13 @@ class DocumentStore:
             StoreError: there is no store, it is corrupt, or another embedding model made it.
         """
         folder = Path(folder)
+        try:
+            return cls._read(folder, embedder)
+        except StoreError:
+            return cls._read(folder, embedder)  # a writer may have replaced the files meanwhile
+
+    @classmethod
+    def _read(cls, folder: Path, embedder: Embedder) -> DocumentStore:
         manifest = _read_manifest(folder)
         made_by = (manifest["embedding_model"], manifest["dimension"])
         if made_by != (embedder.name, embedder.dimension):
