@@ -73,11 +73,13 @@ def test_logits_of_200_steps_are_bit_equal(engine):
 
 @settings(max_examples=50)
 @given(text=st.text(max_size=80))
-def test_streamed_text_of_the_real_tokenizer_is_the_text(engine, text):
-    ids = reference_ids(engine.tokenizer, text)
+def test_streamed_text_of_the_real_tokenizer_is_the_text_of_its_ids(engine, text):
+    ids = reference_ids(
+        engine.tokenizer, text
+    )  # it has no token for some bytes, so not always the text itself
     detokenizer = Detokenizer(engine.tokenizer)
     pieces = [detokenizer.feed(token_id) for token_id in ids]
-    assert "".join([*pieces, detokenizer.finish()]) == text
+    assert "".join([*pieces, detokenizer.finish()]) == engine.tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def test_a_conversion_killed_half_way_is_done_again(tmp_path):

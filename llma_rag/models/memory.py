@@ -52,11 +52,11 @@ class LayerShape:
         return torch.zeros(1, self.heads, slots, dim, dtype=self.dtype, device=self.device)
 
 
-class SlotLayer(CacheLayerMixin):
+class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
     """Keys and values of one layer, each (1, heads, slots, dim)."""
 
     def __init__(self, shape: LayerShape, slots: int, window: SlotWindow) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.is_sliding = shape.is_sliding  # the mask narrows a sliding layer, not the memory
         self.is_initialized = True
         self._window = window
@@ -97,7 +97,7 @@ class SlotWindow:
     view: int = _FINE_VIEW
 
 
-class SlotMemory(Cache):
+class SlotMemory(Cache):  # type: ignore[misc]
     """Keys and values of every layer at every position up to the context length."""
 
     def __init__(self, shapes: Sequence[LayerShape], slots: int) -> None:

@@ -56,9 +56,7 @@ class SentenceTransformerEmbedder:
     @property
     def dimension(self) -> int:
         """Numbers per vector."""
-        dimension = self._model.get_embedding_dimension()
-        assert dimension is not None
-        return dimension
+        return int(self._model.get_embedding_dimension())
 
     def count_tokens(self, text: str) -> int:
         """Return how many tokens the model makes of a text, without special ones."""
