@@ -49,7 +49,7 @@ def run_ask(
         if answer.copied_spans:
             console.print(highlighted(answer.text, answer.copied_spans))
         for number, hit in enumerate(hits, start=1):
-            console.print(source_line(number, hit.chunk.source, hit.chunk.start, hit.chunk.end, hit.score))
+            console.print(source_line(number, hit))
         console.print(figures(answer))
         output.update(
             question=question,

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -24,10 +24,13 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from llma_rag.engine import Engine, Generation
 from llma_rag.errors import DataError
 from llma_rag.files import write_atomically
 from llma_rag.provenance import CopiedSpan
+
+if TYPE_CHECKING:
+    from llma_rag.engine import Engine, Generation
+    from llma_rag.retrieval import Hit
 
 _COPIED_STYLES = ("black on green", "black on cyan", "black on yellow", "black on magenta", "black on blue")
 
@@ -47,6 +50,8 @@ def quiet_libraries() -> None:
 
 def load_engine(model: str, dtype: str, width: int | None) -> Engine:
     """Load an engine, telling on stderr what takes long."""
+    from llma_rag.engine import Engine  # only now: a mistake in the arguments is told at once
+
     quiet_libraries()
     with status_console.status("Loading") as status:
         engine = Engine.load(model, dtype=dtype, width=width, progress=status.update)
@@ -84,11 +89,14 @@ def highlighted(text: str, spans: Sequence[CopiedSpan]) -> Text:
     return marked
 
 
-def source_line(number: int, source: str, start: int, end: int, score: float) -> Text:
+def source_line(number: int, hit: Hit) -> Text:
     """Return a line that names a retrieved passage, in the colour of its copied words."""
+    source = Path(hit.chunk.source)
+    if source.is_relative_to(Path.cwd()):
+        source = source.relative_to(Path.cwd())
     line = Text("  ")
     line.append(f"[{number}]", _COPIED_STYLES[(number - 1) % len(_COPIED_STYLES)])
-    line.append(f" {Path(source).name}, characters {start} to {end}, similarity {score:.2f}")
+    line.append(f" {source}, characters {hit.chunk.start} to {hit.chunk.end}, similarity {hit.score:.2f}")
     return line
 
 
@@ -99,6 +107,7 @@ def figures(answer: Generation) -> str:
         f"{answer.completion_tokens} tokens in {answer.forward_passes} forward passes "
         f"({answer.tokens_per_pass:.2f} per pass), prefill {timings.prefill_s:.2f} s, "
         f"decode {timings.decode_s:.2f} s, {answer.copied_coverage:.0%} of the text copied"
+        + (", cut at the token limit" if answer.finish_reason == "length" else "")
     )
 
 

@@ -188,9 +188,7 @@ class ModelRunner:
 
 def _checked_width(width: int) -> int:
     if not 2 <= width <= _MAX_WIDTH:
-        raise ModelError(
-            f"width must be from 2 to {_MAX_WIDTH}, got {width}; use draft=False for plain greedy decoding"
-        )
+        raise ModelError(f"width must be from 2 to {_MAX_WIDTH}, got {width}; 8 and 16 are good choices")
     return width
 
 

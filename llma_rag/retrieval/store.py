@@ -265,4 +265,6 @@ def _parse_passages(folder: Path, content: bytes) -> list[Chunk]:
 
 
 def _corrupt(folder: Path, reason: str) -> StoreError:
-    return StoreError(f"the store {folder} is corrupt: {reason}; index the documents again")
+    return StoreError(
+        f"the store {folder} is corrupt: {reason}; remove the folder and index the documents again"
+    )
