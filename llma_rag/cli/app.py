@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from llma_rag import __version__
+from llma_rag.cli.printing import quiet_libraries
 from llma_rag.errors import LlmaRagError
 
 app = typer.Typer(
@@ -31,7 +33,21 @@ Json = Annotated[
 ]
 Store = Annotated[Path, typer.Option(help="The folder of the document store.")]
 
+StoreFolder = Annotated[Path, typer.Argument(help="The folder of the document store.")]
+
 DEMO_MODEL = "smollm2-135m"
+
+
+class Search(StrEnum):
+    """How passages are found."""
+
+    hybrid = "hybrid"
+    vectors = "vectors"
+    words = "words"
+
+
+store_app = typer.Typer(help="Look into a document store, or take documents out of it.", no_args_is_help=True)
+app.add_typer(store_app, name="store")
 
 
 @app.command()
@@ -50,14 +66,21 @@ def demo(
 
 @app.command()
 def index(
-    paths: Annotated[list[Path], typer.Argument(help="Text and Markdown files, or folders of them.")],
+    paths: Annotated[list[Path], typer.Argument(help="Documents, or folders of them.")],
     store: Store,
+    embedding_model: Annotated[
+        str | None, typer.Option(help="Hub name or local folder; default: all-MiniLM-L6-v2, or the store's.")
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on, and follow changes until Ctrl+C.")] = False,
     json_file: Json = None,
 ) -> None:
-    """Read documents into a store; documents that are in it already are replaced."""
+    """Read documents into a store: what is new or changed; what has vanished is removed.
+
+    Exit code 1 says that some files could not be read; they are listed with the reason, all others are in.
+    """
     from llma_rag.cli.index import run_index
 
-    run_index(paths, store, json_file)
+    run_index(paths, store, embedding_model, watch, json_file)
 
 
 @app.command()
@@ -69,13 +92,14 @@ def ask(
     width: Width = None,
     max_tokens: MaxTokens = 256,
     passages: Annotated[int, typer.Option(min=1, help="Passages to retrieve.")] = 3,
+    search: Annotated[Search, typer.Option(help="By meaning and words, or by one of them.")] = Search.hybrid,
     references: Annotated[bool, typer.Option(help="Draft from the retrieved passages.")] = True,
     json_file: Json = None,
 ) -> None:
     """Answer a question from the documents in a store."""
     from llma_rag.cli.ask import run_ask
 
-    run_ask(question, store, model, dtype, width, max_tokens, passages, references, json_file)
+    run_ask(question, store, model, dtype, width, max_tokens, passages, search.value, references, json_file)
 
 
 @app.command()
@@ -100,6 +124,34 @@ def compare(
     run_compare(data, model, dtype, width, max_tokens, limit, skip, max_docs, repeats, baselines, json_file)
 
 
+@store_app.command()
+def info(folder: StoreFolder, json_file: Json = None) -> None:
+    """Check a store and print what it holds."""
+    from llma_rag.cli.store import run_info
+
+    run_info(folder, json_file)
+
+
+@store_app.command("list")
+def list_documents(folder: StoreFolder, json_file: Json = None) -> None:
+    """Print the documents in a store with their numbers of passages."""
+    from llma_rag.cli.store import run_list
+
+    run_list(folder, json_file)
+
+
+@store_app.command()
+def remove(
+    folder: StoreFolder,
+    sources: Annotated[list[Path], typer.Argument(help="Documents, or folders they were in.")],
+    json_file: Json = None,
+) -> None:
+    """Remove documents from a store; the files stay."""
+    from llma_rag.cli.store import run_remove
+
+    run_remove(folder, sources, json_file)
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(__version__)
@@ -117,6 +169,7 @@ def _options(
 
 def main() -> None:
     """Run the command; an error of ours or of the file system is one line and exit code 2."""
+    quiet_libraries()
     try:
         app()
     except (LlmaRagError, OSError) as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llma_rag.cli.index import quiet_embedder
 from llma_rag.cli.printing import (
     answer_json,
     console,
@@ -17,7 +16,7 @@ from llma_rag.cli.printing import (
 )
 from llma_rag.errors import StoreError
 from llma_rag.prompts import quoting_prompt
-from llma_rag.retrieval import DocumentStore
+from llma_rag.retrieval import DocumentStore, SearchMode, embedder_named
 
 
 def run_ask(
@@ -28,16 +27,21 @@ def run_ask(
     width: int | None,
     max_tokens: int,
     passages: int,
+    search: SearchMode,
     references: bool,
     json_file: Path | None,
 ) -> None:
     """Retrieve, answer as a stream, then show where the words came from."""
     with json_output(json_file) as output:
-        DocumentStore.require(store_folder)  # before the embedding model is loaded
-        store = DocumentStore.open(store_folder, quiet_embedder())
-        hits = store.search(question, passages)
+        embedder = embedder_named(DocumentStore.embedding_model(store_folder))
+        with DocumentStore.open(store_folder, embedder) as store:
+            hits = store.search(question, passages, mode=search)
         if not hits:
-            raise StoreError(f"the store {store_folder} is empty; index some documents first")
+            raise StoreError(
+                f"the store {store_folder} holds nothing with these words; index documents, or search by meaning"
+                if search == "words"
+                else f"the store {store_folder} is empty; index some documents first"
+            )
         engine = load_engine(model, dtype, width)
         prompt = quoting_prompt(question, [hit.text for hit in hits])
         with engine.stream(prompt, references=hits, max_tokens=max_tokens, draft=references) as stream:
@@ -53,6 +57,9 @@ def run_ask(
         console.print(figures(answer))
         output.update(
             question=question,
-            passages=[{"text": hit.text, "score": hit.score, **hit.metadata} for hit in hits],
+            passages=[
+                {"text": hit.text, "score": hit.score, "similarity": hit.similarity, **hit.metadata}
+                for hit in hits
+            ],
             answer=answer_json(answer),
         )

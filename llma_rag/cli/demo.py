@@ -10,7 +10,6 @@ from typing import Any
 
 import typer
 
-from llma_rag.cli.index import embed_with_progress, quiet_embedder
 from llma_rag.cli.printing import (
     answer_json,
     console,
@@ -19,11 +18,12 @@ from llma_rag.cli.printing import (
     json_output,
     load_engine,
     source_line,
+    status_console,
     table,
 )
 from llma_rag.engine import Engine, Generation
 from llma_rag.prompts import quoting_prompt
-from llma_rag.retrieval import DocumentStore, Hit, read_documents, split_documents
+from llma_rag.retrieval import DocumentStore, Hit, default_embedder, read_documents, split_documents
 
 _PASSAGES = 2
 
@@ -77,10 +77,10 @@ def _questions() -> list[dict[str, str]]:
 def _packaged_store() -> DocumentStore:
     with as_file(files("llma_rag").joinpath("demo/documents")) as folder:
         documents = [replace(one, source=Path(one.source).name) for one in read_documents([folder])]
-    embedder = quiet_embedder()
+    embedder = default_embedder()
     store = DocumentStore(embedder)
-    chunks = split_documents(documents, embedder.count_tokens)
-    store.add(chunks, embed_with_progress(embedder, chunks))
+    with status_console.status("Embedding the packaged documents"):
+        store.add(split_documents(documents, embedder.count_tokens))
     console.print(f"{len(documents)} documents, {len(store)} passages indexed")
     return store
 

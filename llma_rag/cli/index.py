@@ -1,63 +1,99 @@
-"""`llma-rag index`: documents into a store."""
+"""`llma-rag index`: documents into a store, and kept there as they change."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
+import typer
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
-from llma_rag.cli.printing import console, json_output, progress_bar, quiet_libraries, status_console
-from llma_rag.errors import DocumentError
-from llma_rag.retrieval import Chunk, DocumentStore, default_embedder, read_documents, split_documents
-from llma_rag.retrieval.embedding import SentenceTransformerEmbedder, Vectors
+from llma_rag.cli.printing import console, json_output, shown_path, status_console
+from llma_rag.retrieval import DocumentStore, IndexReport, Skipped, embedder_named, index_documents
+from llma_rag.retrieval.embedding import DEFAULT_EMBEDDING_MODEL
+from llma_rag.retrieval.indexing import IndexProgress
+from llma_rag.retrieval.watching import wait_for_changes
+
+_LISTED_PER_REASON = 20
 
 
-def run_index(paths: Sequence[Path], store_folder: Path, json_file: Path | None) -> None:
-    """Read, split, embed and save; what the store holds of other documents stays."""
+def run_index(
+    paths: Sequence[Path],
+    store_folder: Path,
+    embedding_model: str | None,
+    watch: bool,
+    json_file: Path | None,
+) -> None:
+    """Read what is new or changed, remove what has vanished; exit with code 1 if a file is broken."""
     with json_output(json_file) as output:
-        documents = read_documents(paths)
-        with DocumentStore.locked(store_folder):
-            embedder = quiet_embedder()
-            store = (
-                DocumentStore.open(store_folder, embedder)
-                if DocumentStore.exists(store_folder)
-                else DocumentStore(embedder)
+        if embedding_model is None and DocumentStore.exists(store_folder):
+            embedding_model = DocumentStore.embedding_model(store_folder)
+        embedder = embedder_named(embedding_model or DEFAULT_EMBEDDING_MODEL)  # loaded on first use
+        with DocumentStore.open(store_folder, embedder, write=True) as store:
+            report = _index(store, paths)
+            _print_report(report, store, store_folder)
+            while watch:
+                status_console.print("Watching for changes; Ctrl+C ends it")
+                wait_for_changes(paths)
+                report = _index(store, paths)
+                _print_report(report, store, store_folder)
+            output.update(asdict(report), total_documents=len(store.documents()), total_chunks=len(store))
+    if report.broken:
+        raise typer.Exit(1)
+
+
+def _index(store: DocumentStore, paths: Sequence[Path]) -> IndexReport:
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("files, {task.fields[chunks]} passages, {task.fields[rate]:.0f} a second"),
+        TimeElapsedColumn(),
+        console=status_console,
+    ) as bar:
+        task = bar.add_task("Looking for changes", total=None, chunks=0, rate=0.0)
+
+        def show(progress: IndexProgress) -> None:
+            bar.update(
+                task,
+                description="Indexing",
+                total=progress.files,
+                completed=progress.files_done,
+                chunks=progress.embedded_chunks,
+                rate=progress.embedded_chunks / max(bar.tasks[task].elapsed or 0.0, 1e-3),
             )
-            chunks = split_documents(documents, embedder.count_tokens)
-            if not chunks:
-                raise DocumentError(f"the {len(documents)} documents hold no text")
-            vectors = embed_with_progress(embedder, chunks)
-            replaced = store.remove_sources([document.source for document in documents])
-            store.add(chunks, vectors)
-            store.save(store_folder)
-        output.update(
-            documents=len(documents),
-            passages=len(chunks),
-            replaced_passages=replaced,
-            total_passages=len(store),
-        )
-        console.print(
-            f"{len(documents)} documents, {len(chunks)} passages indexed ({replaced} replaced); "
-            f"the store {store_folder} holds {len(store)} passages of {len(store.sources)} documents"
-        )
+
+        return index_documents(store, paths, progress=show)
 
 
-def quiet_embedder() -> SentenceTransformerEmbedder:
-    """Return the default embedder, loaded, telling on stderr that it loads."""
-    quiet_libraries()
-    with status_console.status("Loading the embedding model"):
-        embedder = default_embedder()
-        _ = embedder.dimension
-    return embedder
+def _print_report(report: IndexReport, store: DocumentStore, folder: Path) -> None:
+    for reason, skipped in _by_reason(report.skipped).items():
+        for one in skipped[:_LISTED_PER_REASON]:
+            console.print(f"not read: {shown_path(one.path)}: {reason}")
+        if len(skipped) > _LISTED_PER_REASON:
+            console.print(f"not read: {len(skipped) - _LISTED_PER_REASON} more: {reason}")
+    console.print(
+        f"{report.new} new, {report.changed} changed, {report.unchanged} unchanged, {report.removed} removed, "
+        f"{len(report.skipped)} not read"
+    )
+    console.print(
+        f"{report.chunks} passages read, {report.embedded_chunks} of them embedded; the store {folder} holds "
+        f"{len(store)} passages of {len(store.documents())} documents"
+    )
 
 
-def embed_with_progress(embedder: SentenceTransformerEmbedder, chunks: Sequence[Chunk]) -> Vectors:
-    """Return the passages' vectors, with a bar while they are made."""
-    batches = []
-    with progress_bar() as bar:
-        task = bar.add_task("Embedding passages", total=len(chunks))
-        for vectors in embedder.embed_batches([chunk.text for chunk in chunks]):
-            batches.append(vectors)
-            bar.advance(task, len(vectors))
-    return np.concatenate(batches)
+def _by_reason(skipped: Sequence[Skipped]) -> dict[str, list[Skipped]]:
+    grouped: dict[str, list[Skipped]] = defaultdict(list)
+    for one in skipped:
+        grouped[one.reason].append(one)
+    return grouped

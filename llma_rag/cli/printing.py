@@ -13,14 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
@@ -39,12 +31,11 @@ status_console = Console(stderr=True, highlight=False, markup=False, emoji=False
 
 
 def quiet_libraries() -> None:
-    """Keep the progress bars and notices of transformers out of our output."""
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
+    """Keep the progress bars and notices of the libraries out of our output; call it before they are imported."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # what matters of a file is told as an error
     warnings.filterwarnings("ignore", module="transformers|huggingface_hub|sentence_transformers")
 
 
@@ -52,7 +43,6 @@ def load_engine(model: str, dtype: str, width: int | None) -> Engine:
     """Load an engine, telling on stderr what takes long."""
     from llma_rag.engine import Engine  # only now: a mistake in the arguments is told at once
 
-    quiet_libraries()
     with status_console.status("Loading") as status:
         engine = Engine.load(model, dtype=dtype, width=width, progress=status.update)
     verdict = engine.verdict
@@ -62,18 +52,6 @@ def load_engine(model: str, dtype: str, width: int | None) -> Engine:
         f"width {verdict.width}: {exact} ({verdict.rows - verdict.mismatched} of {verdict.rows} rows bit-equal)"
     )
     return engine
-
-
-def progress_bar() -> Progress:
-    """Return a progress bar with counts, on stderr."""
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=status_console,
-    )
 
 
 def printable(text: str) -> str:
@@ -89,14 +67,25 @@ def highlighted(text: str, spans: Sequence[CopiedSpan]) -> Text:
     return marked
 
 
+def shown_path(source: str) -> str:
+    """Return a path as short as it can be, seen from here."""
+    path = Path(source)
+    return printable(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
+
+
 def source_line(number: int, hit: Hit) -> Text:
     """Return a line that names a retrieved passage, in the colour of its copied words."""
-    source = Path(hit.chunk.source)
-    if source.is_relative_to(Path.cwd()):
-        source = source.relative_to(Path.cwd())
+    chunk = hit.chunk
     line = Text("  ")
     line.append(f"[{number}]", _COPIED_STYLES[(number - 1) % len(_COPIED_STYLES)])
-    line.append(f" {source}, characters {hit.chunk.start} to {hit.chunk.end}, similarity {hit.score:.2f}")
+    line.append(f" {shown_path(chunk.source)}")
+    if chunk.page is not None:
+        line.append(f", page {chunk.page}")
+    if chunk.headings:
+        line.append(f", {printable(' > '.join(chunk.headings))}")
+    line.append(f", characters {chunk.start} to {chunk.end}")
+    if hit.similarity is not None:
+        line.append(f", similarity {hit.similarity:.2f}")
     return line
 
 

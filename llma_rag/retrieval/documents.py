@@ -1,67 +1,78 @@
-"""Reading documents from files and folders: plain text and Markdown."""
+"""What retrieval deals in: documents, their passages (chunks), and files that could not be read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
-from llma_rag.errors import DocumentError
-
-SUFFIXES = (".md", ".txt")
-MAX_FILE_BYTES = 64 * 2**20
+TextFormat = Literal["text", "markdown"]
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text with the file it came from."""
+    """An extracted text with the file it came from; a file with pages gives one document per page.
+
+    Attributes:
+        text: the extracted text, into which the ranges of chunks count.
+        source: the file.
+        page: the page or slide, from 1, where the file has such.
+        format: whether the text has Markdown's headings.
+    """
 
     text: str
     source: str
+    page: int | None = None
+    format: TextFormat = "text"
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A passage: `text` is characters `start` to `end` of the document `source`."""
+    """A passage: `text` is characters `start` to `end` of a document, or of one page of it.
+
+    Attributes:
+        headings: the headings above the passage, outermost first.
+        metadata: whatever else is known; anything that JSON can hold.
+    """
 
     text: str
-    source: str
-    start: int
-    end: int
+    source: str = ""
+    start: int = 0
+    end: int = 0
+    page: int | None = None
+    headings: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """Where the passage stands, in words: the file's folder and name, and the headings."""
+        return " > ".join(("/".join(Path(self.source).parts[-2:]), *self.headings)).removeprefix(" > ")
+
+    @property
+    def embedded_text(self) -> str:
+        """What an embedding model reads: the passage below its title."""
+        return f"{self.title}\n{self.text}" if self.title else self.text
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Where the passage stands, as data, with the metadata beside it."""
+        known: dict[str, Any] = {"source": self.source, "start": self.start, "end": self.end}
+        if self.page is not None:
+            known["page"] = self.page
+        if self.headings:
+            known["headings"] = list(self.headings)
+        return {**self.metadata, **known}
 
 
-def read_documents(paths: Iterable[str | Path]) -> list[Document]:
-    """Read files, and all text files below folders, in a stable order, each once.
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A file that was not read, and why.
 
-    Raises:
-        DocumentError: a path is missing, a folder holds no document, or a file cannot be read as UTF-8.
+    Attributes:
+        broken: it should have been readable; otherwise it merely holds nothing to read.
     """
-    files = dict.fromkeys(file.resolve() for path in paths for file in _files_at(Path(path)))
-    return [_read(file) for file in files]
 
-
-def _files_at(path: Path) -> Iterator[Path]:
-    if not path.exists():
-        raise DocumentError(f"there is no file or folder {path}")
-    if path.is_file():
-        if path.suffix.lower() not in SUFFIXES:
-            raise DocumentError(f"{path} is not a document: the name must end with {' or '.join(SUFFIXES)}")
-        yield path
-        return
-    found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-    if not found:
-        raise DocumentError(f"the folder {path} holds no document ({', '.join(SUFFIXES)})")
-    yield from found
-
-
-def _read(path: Path) -> Document:
-    try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise DocumentError(f"{path} has {size} bytes; at most {MAX_FILE_BYTES} are read")
-        with path.open(encoding="utf-8-sig", newline="") as file:  # line ends as they are: ranges count them
-            return Document(file.read(), str(path))
-    except UnicodeDecodeError as error:
-        raise DocumentError(f"{path} is not UTF-8 text (byte {error.start}); convert it first") from error
-    except OSError as error:
-        raise DocumentError(f"{path} cannot be read: {error.strerror}") from error
+    path: str
+    reason: str
+    broken: bool = True

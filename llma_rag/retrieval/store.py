@@ -1,41 +1,57 @@
-"""The document store: passages, their vectors in a FAISS index, and both on disk in one folder.
+"""The document store: passages with their vectors and words, searchable, in memory or in one folder on disk.
 
-On disk, `manifest.json` names a vector file and a passage file and holds their digests. Saving writes new
-files first and replaces the manifest last, in one step: a process that is killed leaves the old state or
-the new one, and at most some files that nobody names, which the next save removes. Nothing is pickled.
+On disk, `store.sqlite` holds everything but the bulk of the vectors, which lie in `vectors-….faiss`. A change is
+one SQLite transaction that also remembers the vectors it added and removed. From time to time a new FAISS file
+takes these in: it is written whole under a new name, then one transaction makes the manifest name it. So a process
+killed at any moment leaves the state before a change or after it. Nothing is pickled.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import threading
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Literal, Self, get_args
 
-import faiss
 import numpy as np
-from filelock import FileLock, Timeout
 
 from llma_rag.errors import StoreError
-from llma_rag.files import write_atomically
-from llma_rag.retrieval.documents import Chunk
+from llma_rag.retrieval.database import Database, StoredDocument
+from llma_rag.retrieval.documents import Chunk, Document
 from llma_rag.retrieval.embedding import Embedder, Vectors
+from llma_rag.retrieval.filters import Filter
+from llma_rag.retrieval.folder import StoreFolder
+from llma_rag.retrieval.ranking import maximal_marginal_relevance, reciprocal_rank_fusion
+from llma_rag.retrieval.vectors import EXACT_UP_TO, IndexShape, Numbers, VectorIndex
 
-_FORMAT = 1
-_MANIFEST = "manifest.json"
-_LOCK = ".lock"
-_MAX_FILE_BYTES = 16 * 2**30
+SearchMode = Literal["hybrid", "vectors", "words"]
+
+_FORMAT = 2
+_POOL = 50  # candidates that each ranking gives to a hybrid search, at least
+_WORDS_VOTE_FROM = 0.5  # coverage: where no passage has half of what the query says, words only mislead
+_LOG_SHARE = 0.1  # of the vectors: as many changes may wait for the next FAISS file when a writer closes
+_LOG_MOST = 4096  # changes that may wait while it writes, or a quarter of the vectors if that is more
+_ATTEMPTS = 5  # at reading a state while a writer replaces files
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A passage that was found, with its similarity to the query (-1 to 1)."""
+    """A passage that was found.
+
+    Attributes:
+        id: its id in the store.
+        score: what it was ranked by: reciprocal ranks (hybrid), similarity (vectors) or BM25 (words).
+        similarity: the cosine with the query, -1 to 1; None where only words were searched.
+    """
 
     chunk: Chunk
+    id: str
     score: float
+    similarity: float | None
 
     @property
     def text(self) -> str:
@@ -44,227 +60,638 @@ class Hit:
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """Where the passage stands: `source`, and its characters `start` to `end` there."""
-        return {"source": self.chunk.source, "start": self.chunk.start, "end": self.chunk.end}
+        """Where the passage stands (`source`, characters `start` to `end`, `page`, `headings`), and its metadata."""
+        return self.chunk.place
+
+
+@dataclass(frozen=True, slots=True)
+class StoreInfo:
+    """What a store holds and how it is searched."""
+
+    format: int
+    embedding_model: str
+    dimension: int | None
+    documents: int
+    chunks: int
+    index: str
+    lists: int
+    probes: int
+    recall: float
+    bytes_on_disk: int
 
 
 class DocumentStore:
-    """Passages that can be searched by meaning.
+    """Passages that can be searched by meaning and by words; this constructor keeps them in memory.
+
+    Any number of threads may use a store, one after another.
 
     Args:
         embedder: makes the vectors of passages and queries.
+        exact_up_to: vectors up to which the search is exact.
     """
 
-    def __init__(self, embedder: Embedder) -> None:
+    def __init__(self, embedder: Embedder, *, exact_up_to: int = EXACT_UP_TO) -> None:
+        self._prepare(embedder, exact_up_to, None, Database(None, write=True), write=True)
+
+    def _prepare(
+        self,
+        embedder: Embedder,
+        exact_up_to: int,
+        folder: StoreFolder | None,
+        database: Database,
+        *,
+        write: bool,
+    ) -> None:
         self._embedder = embedder
-        self._chunks: list[Chunk] = []
-        self._index = faiss.IndexFlatIP(embedder.dimension)
+        self._exact_up_to = exact_up_to
+        self._folder = folder
+        self._database = database
+        self._write = write
+        self._lock = threading.RLock()
+        self._index: VectorIndex | None = None
+        self._dimension: int | None = None  # known from the first vectors on, before the index takes them in
+        self._pending: list[tuple[Numbers, Vectors | None]] | None = None  # changes of a batch under way
+        self._vector_file: str | None = None
+        self._sequence = 0
+        self._closed = False
 
-    def __len__(self) -> int:
-        return len(self._chunks)
-
-    @property
-    def sources(self) -> list[str]:
-        """The documents' sources, sorted."""
-        return sorted({chunk.source for chunk in self._chunks})
-
-    def add(self, chunks: Sequence[Chunk], vectors: Vectors | None = None) -> None:
-        """Add passages, embedding them unless their vectors (passages, dimension) are given."""
-        if vectors is None:
-            vectors = self._embedder.embed([chunk.text for chunk in chunks])
-        if vectors.shape != (len(chunks), self._index.d):
-            raise ValueError(
-                f"vectors must have the shape ({len(chunks)}, {self._index.d}), got {vectors.shape}"
-            )
-        self._index.add(np.ascontiguousarray(vectors, np.float32))
-        self._chunks.extend(chunks)
-
-    def remove_sources(self, sources: Sequence[str]) -> int:
-        """Remove all passages of these documents; return how many there were."""
-        gone = set(sources)
-        kept = [row for row, chunk in enumerate(self._chunks) if chunk.source not in gone]
-        removed = len(self._chunks) - len(kept)
-        if removed:
-            vectors = self._index.reconstruct_n(0, self._index.ntotal)[kept]
-            self._index = faiss.IndexFlatIP(self._index.d)
-            self._index.add(np.ascontiguousarray(vectors))
-            self._chunks = [self._chunks[row] for row in kept]
-        return removed
-
-    def search(self, query: str, k: int = 5) -> list[Hit]:
-        """Return the `k` passages most similar to the query, best first; fewer where there are fewer."""
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
-        if not self._chunks:
-            return []
-        scores, rows = self._index.search(self._embedder.embed([query]), min(k, len(self._chunks)))
-        return [Hit(self._chunks[row], float(score)) for row, score in zip(rows[0], scores[0], strict=True)]
-
-    def save(self, folder: str | Path) -> None:
-        """Write the store to a folder; at any moment the folder holds the old state or the new."""
-        folder = Path(folder)
-        with DocumentStore.locked(folder):
-            self._write(folder)
-
-    @staticmethod
-    @contextmanager
-    def locked(folder: str | Path) -> Iterator[None]:
-        """Keep other writers out, for opening, changing and saving a store; saving alone does it itself.
-
-        Raises:
-            StoreError: another process is writing, or the folder cannot hold a store.
-        """
-        folder = Path(folder)
-        _make_folder(folder)
-        try:
-            with FileLock(folder / _LOCK, timeout=0, is_singleton=True):  # the system frees a dead holder's
-                yield
-        except Timeout:
-            raise StoreError(f"another process is writing to the store {folder}; try again later") from None
-
-    def _write(self, folder: Path) -> None:
-        vectors = faiss.serialize_index(self._index).tobytes()
-        passages = b"".join(
-            json.dumps(asdict(chunk), ensure_ascii=False).encode() + b"\n" for chunk in self._chunks
-        )
-        named = {
-            "vectors": _write_content(folder, "vectors", "faiss", vectors),
-            "passages": _write_content(folder, "passages", "jsonl", passages),
-        }
-        manifest = {
-            "format": _FORMAT,
-            "embedding_model": self._embedder.name,
-            "dimension": self._index.d,
-            "passages": len(self._chunks),
-            "files": named,
-        }
-        write_atomically(folder / _MANIFEST, json.dumps(manifest, indent=2).encode())
-        _remove_unnamed(folder, {file["name"] for file in named.values()})
+    # -- opening and closing ------------------------------------------------------------------------
 
     @classmethod
-    def open(cls, folder: str | Path, embedder: Embedder) -> DocumentStore:
-        """Open a store from its folder.
+    def open(
+        cls,
+        folder: str | Path,
+        embedder: Embedder,
+        *,
+        write: bool = False,
+        verify: bool = True,
+        exact_up_to: int = EXACT_UP_TO,
+    ) -> DocumentStore:
+        """Open the store in a folder, to search it or, with `write`, also to change it.
+
+        With `write` the folder is made where it is missing, and no other process can write until `close`.
+        Readers go on, and see each change when it is complete.
+
+        Args:
+            folder: the store's place.
+            embedder: the one that the store was made with.
+            write: whether to change it.
+            verify: read everything once and compare checksums; takes about 25 ms per 1,000 passages.
+            exact_up_to: vectors up to which the search is exact, where this call writes.
 
         Raises:
-            StoreError: there is no store, it is corrupt, or another embedding model made it.
+            StoreError: there is no store, it is corrupt, another embedding model made it, or another
+                process is writing.
         """
-        folder = Path(folder)
+        place = StoreFolder(folder)
+        if write:
+            place.make()
+            place.lock()
         try:
-            return cls._read(folder, embedder)
-        except StoreError:
-            return cls._read(folder, embedder)  # a writer may have replaced the files meanwhile
-
-    @classmethod
-    def _read(cls, folder: Path, embedder: Embedder) -> DocumentStore:
-        manifest = _read_manifest(folder)
-        made_by = (manifest["embedding_model"], manifest["dimension"])
-        if made_by != (embedder.name, embedder.dimension):
-            raise StoreError(
-                f"the store {folder} was made with the embedding model {made_by[0]!r} of dimension {made_by[1]}, "
-                f"not {embedder.name!r} of dimension {embedder.dimension}; open it with that one or index again"
-            )
-        store = cls(embedder)
-        store._index = _parse_vectors(folder, _read_content(folder, manifest, "vectors"))
-        store._chunks = _parse_passages(folder, _read_content(folder, manifest, "passages"))
-        if not store._index.ntotal == len(store._chunks) == manifest["passages"]:
-            raise _corrupt(folder, "vectors and passages differ in number")
+            store = cls.__new__(cls)
+            place_database = _open_database(place, write=write)
+            store._prepare(embedder, exact_up_to, place, place_database, write=write)
+            try:
+                store._require_own_manifest()
+                if verify:
+                    with store._database.transaction(write=False):
+                        store._database.verify()
+                store._load()
+            except BaseException:
+                store._database.close()
+                raise
+        except BaseException:
+            if write:
+                place.unlock()
+            raise
         return store
 
     @staticmethod
     def exists(folder: str | Path) -> bool:
         """Return whether there is a store in the folder."""
-        return (Path(folder) / _MANIFEST).is_file()
+        return StoreFolder(folder).database.is_file()
 
     @staticmethod
-    def require(folder: str | Path) -> None:
-        """Raise StoreError unless there is a store in the folder, with a readable manifest."""
-        _read_manifest(Path(folder))
+    def embedding_model(folder: str | Path) -> str:
+        """Return the name of the embedding model that a store was made with.
 
+        Raises:
+            StoreError: there is no store, or it is corrupt.
+        """
+        database = _open_database(StoreFolder(folder), write=False)
+        try:
+            return str(_checked_manifest(database, Path(folder))["embedding_model"])
+        finally:
+            database.close()
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"the folder {folder} cannot be made: {error.strerror}") from error
-    if not (folder / _MANIFEST).exists() and any(folder.glob("[!.]*")):
-        named_by_us = all(path.name.startswith(("vectors-", "passages-")) for path in folder.glob("[!.]*"))
-        if not named_by_us:  # a killed first save may leave such files, and nothing else
-            raise StoreError(f"the folder {folder} holds other files and no store; name an empty folder")
+    def close(self) -> None:
+        """Write what waits to be written, and let other writers in. Closing twice does nothing."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                if self._folder is not None and self._write:
+                    waiting = self._database.count_changes()
+                    if waiting > _LOG_SHARE * self._size():
+                        self._write_vector_file()
+                    if waiting:
+                        self._database.shrink()
+            finally:
+                self._database.close()
+                if self._folder is not None and self._write:
+                    self._folder.unlock()
 
+    def __enter__(self) -> Self:
+        return self
 
-def _write_content(folder: Path, kind: str, suffix: str, content: bytes) -> dict[str, str]:
-    digest = hashlib.sha256(content).hexdigest()
-    name = f"{kind}-{digest[:16]}.{suffix}"
-    write_atomically(folder / name, content)
-    return {"name": name, "sha256": digest}
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
+    # -- what is in it ------------------------------------------------------------------------------
 
-def _remove_unnamed(folder: Path, named: set[str]) -> None:
-    for pattern in ("vectors-*", "passages-*", ".vectors-*", ".passages-*", f".{_MANIFEST}.*"):
-        for path in folder.glob(pattern):
-            if path.name not in named:
-                path.unlink(missing_ok=True)
+    def __len__(self) -> int:
+        with self._reading():
+            return self._size()
 
+    @property
+    def sources(self) -> list[str]:
+        """The documents' sources, sorted."""
+        with self._reading():
+            return self._database.sources()
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / _MANIFEST
-    if not path.is_file():
-        raise StoreError(
-            f"there is no store in {folder}; make one with `llma-rag index PATH --store {folder}`"
-        )
-    try:
-        manifest = json.loads(path.read_bytes())
-        format_version = manifest["format"]
-        if format_version != _FORMAT:
-            raise StoreError(
-                f"the store {folder} has format {format_version!r}, this version reads {_FORMAT}; index again"
+    def documents(self) -> list[StoredDocument]:
+        """Return the documents that were read from files, sorted by source."""
+        with self._reading():
+            return self._database.documents()
+
+    def info(self) -> StoreInfo:
+        """Return what the store holds and how it is searched."""
+        with self._reading():
+            shape = self._index.shape if self._index else IndexShape()
+            return StoreInfo(
+                format=_FORMAT,
+                embedding_model=self._embedder.name,
+                dimension=self._index.dimension if self._index else None,
+                documents=len(self._database.sources()),
+                chunks=self._size(),
+                index=shape.kind,
+                lists=shape.lists,
+                probes=shape.probes,
+                recall=shape.recall,
+                bytes_on_disk=self._folder.bytes_on_disk() if self._folder else 0,
             )
-        for kind in ("vectors", "passages"):
-            name, digest = manifest["files"][kind]["name"], manifest["files"][kind]["sha256"]
-            if Path(name).name != name or not isinstance(digest, str):
-                raise ValueError(name)
-        if not isinstance(manifest["embedding_model"], str):
-            raise TypeError("embedding_model")
-        for number in (manifest["dimension"], manifest["passages"]):
-            if not isinstance(number, int):
-                raise TypeError("dimension and passages")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _corrupt(folder, f"{_MANIFEST} cannot be read") from error
-    return dict(manifest)
+
+    def get(self, ids: Sequence[str]) -> dict[str, Chunk]:
+        """Return the passages of those ids that exist."""
+        with self._reading(in_batch=True):
+            return self._chunks_by_id(list(self._database.numbers_of_ids(ids).values()))
+
+    def find(self, where: Filter, limit: int | None = None) -> dict[str, Chunk]:
+        """Return the passages that a filter lets through, by id, oldest first; see `llma_rag.retrieval.filters`."""
+        with self._reading(in_batch=True):
+            return self._chunks_by_id(self._database.numbers_where(where, -1 if limit is None else limit))
+
+    @property
+    def embedder(self) -> Embedder:
+        """What makes the vectors."""
+        return self._embedder
+
+    def pages(self, source: str) -> list[Document]:
+        """Return the text of a document that was read from a file, one document per page."""
+        with self._reading(in_batch=True):
+            return self._database.pages(source)
+
+    def neighbours(self, hit: Hit, before: int = 1, after: int = 1) -> list[Chunk]:
+        """Return the passages that stand before and after a hit in its document, in the document's order."""
+        with self._reading():
+            numbers = self._database.numbers_of_source(hit.chunk.source)
+            here = self._database.numbers_of_ids([hit.id]).get(hit.id)
+            if here is None:
+                return []
+            position = numbers.index(here)
+            around = numbers[max(0, position - before) : position] + numbers[position + 1 :][:after]
+            return [stored.chunk for stored in self._database.chunks(around)]
+
+    # -- changing it --------------------------------------------------------------------------------
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Make all changes inside happen at once, or none of them where an error leaves the block."""
+        with self._lock:
+            if self._pending is not None:
+                yield  # inside another batch
+                return
+            self._require_open()
+            if not self._write:
+                raise StoreError(
+                    f"the store {self._folder and self._folder.path} was opened for reading; open it with write=True"
+                )
+            self._pending = []
+            try:
+                with self._database.transaction():
+                    yield
+                    done = self._pending
+                    if self._folder is None:
+                        self._database.forget_changes()  # nobody reads them
+            finally:
+                self._pending = None
+                self._dimension = self._index.dimension if self._index is not None else None
+            for numbers, vectors in done:
+                self._apply(numbers, vectors)
+            self._sequence = self._database.last_sequence()
+            if self._folder is None and self._index is not None:
+                self._index.reorganize()
+            elif self._database.count_changes() > max(_LOG_MOST, self._size() // 4):
+                self._write_vector_file()
+
+    def add(
+        self, chunks: Sequence[Chunk], vectors: Vectors | None = None, *, ids: Sequence[str] | None = None
+    ) -> list[str]:
+        """Add passages and return their ids; one whose id is there already replaces it.
+
+        Args:
+            chunks: the passages.
+            vectors: their unit vectors, (passages, dimension); made by the embedder where not given.
+            ids: theirs; new ones where not given.
+
+        Raises:
+            ValueError: the numbers of passages, vectors and ids differ, or an id comes twice.
+        """
+        ids = [uuid.uuid4().hex for _ in chunks] if ids is None else list(ids)
+        if len(ids) != len(chunks) or len(set(ids)) != len(ids):
+            raise ValueError(f"there must be one id of its own per chunk, got {len(ids)} for {len(chunks)}")
+        if not chunks:
+            return []
+        if vectors is None:
+            vectors = self._embedder.embed([chunk.embedded_text for chunk in chunks])
+        vectors = self._checked_vectors(vectors, len(chunks))
+        with self.batch():
+            self._dimension = vectors.shape[1]
+            self._remove(list(self._database.numbers_of_ids(ids).values()))
+            numbers = self._database.insert_chunks(ids, chunks)
+            self._database.log_added(numbers, vectors)
+            self._pend(numbers, vectors)
+        return ids
+
+    def put_document(
+        self,
+        document: StoredDocument,
+        pages: Sequence[Document],
+        chunks: Sequence[Chunk],
+        vectors: Vectors,
+    ) -> None:
+        """Add a document with its text and passages, in place of an earlier one of the same source."""
+        with self.batch():
+            self.remove_sources([document.source])
+            self._database.insert_document(document, pages)
+            self.add(chunks, vectors)
+
+    def delete(self, ids: Sequence[str]) -> int:
+        """Remove passages by id; return how many there were."""
+        with self.batch():
+            return self._remove(list(self._database.numbers_of_ids(ids).values()))
+
+    def delete_where(self, where: Filter) -> int:
+        """Remove the passages that a filter lets through; return how many there were."""
+        with self.batch():
+            return self._remove(self._database.numbers_where(where))
+
+    def remove_sources(self, sources: Sequence[str]) -> int:
+        """Remove documents with all their passages; return how many passages there were."""
+        with self.batch():
+            self._database.delete_documents(sources)
+            return self._remove(
+                [number for source in sources for number in self._database.numbers_of_source(source)]
+            )
+
+    def save(self, folder: str | Path) -> None:
+        """Make the store in a folder hold what this one holds, at once."""
+        with self._reading(), DocumentStore.open(folder, self._embedder, write=True) as other, other.batch():
+            other.delete_where({})
+            other._database.delete_documents([document.source for document in other._database.documents()])
+            stored = self._database.chunks(self._database.all_numbers().tolist())
+            if stored:
+                vectors = self._require_index().vectors_of([one.number for one in stored])
+                other.add([one.chunk for one in stored], vectors, ids=[one.id for one in stored])
+            for document in self._database.documents():
+                other._database.insert_document(document, self._database.pages(document.source))
+
+    # -- vectors of a document that is not finished ----------------------------------------------------
+
+    def keep_embedded(self, vectors: Mapping[bytes, Vectors]) -> None:
+        """Keep vectors under keys, so that an interrupted run need not make them again."""
+        if vectors:
+            with self.batch():
+                self._database.keep_embedded(list(vectors), np.stack(list(vectors.values())))
+
+    def kept_embedded(self, keys: Sequence[bytes]) -> dict[bytes, Vectors]:
+        """Return those of the kept vectors that there are."""
+        with self._lock:
+            return self._database.kept_embedded(keys)
+
+    def forget_embedded(self) -> None:
+        """Forget the kept vectors."""
+        with self.batch():
+            self._database.forget_embedded()
+
+    def vectors_of_source(self, source: str) -> list[tuple[Chunk, Vectors]]:
+        """Return a document's passages with their vectors."""
+        with self._reading():
+            numbers = self._database.numbers_of_source(source)
+            if not numbers:
+                return []
+            vectors = self._require_index().vectors_of(numbers)
+            chunks = self._database.chunks(numbers)
+            return [(stored.chunk, vector) for stored, vector in zip(chunks, vectors, strict=True)]
+
+    # -- searching ----------------------------------------------------------------------------------
+
+    def search(
+        self, query: str, k: int = 5, *, mode: SearchMode = "hybrid", where: Filter | None = None
+    ) -> list[Hit]:
+        """Return the `k` best passages for a query, best first; fewer where there are fewer.
+
+        Args:
+            query: the question.
+            k: most passages.
+            mode: by meaning and words joined by reciprocal rank (by meaning alone where no passage has half of
+                the query's words, weighted by rarity), or by one of the two.
+            where: a filter over metadata; see `llma_rag.retrieval.filters`.
+        """
+        _require_positive(k)
+        if mode not in get_args(SearchMode):
+            raise ValueError(f"mode must be one of {', '.join(get_args(SearchMode))}, got {mode!r}")
+        vector = self._query_vector(query) if mode != "words" else None
+        pool = k if mode != "hybrid" else max(_POOL, 4 * k)
+        with self._reading():
+            ranked = self._nearest(vector, pool, where) if vector is not None else {}
+            if mode != "vectors":
+                matches = self._database.search_words(query, pool, where)
+                if mode == "words":
+                    ranked = matches.scores
+                elif matches.coverage >= _WORDS_VOTE_FROM:
+                    ranked = reciprocal_rank_fusion([list(ranked), list(matches.scores)])
+                else:
+                    ranked = reciprocal_rank_fusion([list(ranked)])
+            return self._hits(dict(list(ranked.items())[:k]), vector)
+
+    def search_vector(self, vector: Vectors, k: int = 5, *, where: Filter | None = None) -> list[Hit]:
+        """Return the `k` passages nearest to a unit vector (dimension,), best first."""
+        _require_positive(k)
+        vector = self._checked_vectors(np.asarray(vector, np.float32)[None], 1)[0]
+        with self._reading():
+            return self._hits(self._nearest(vector, k, where), vector)
+
+    def search_mmr(
+        self,
+        query: str | Vectors,
+        k: int = 5,
+        *,
+        pool: int = 20,
+        relevance_share: float = 0.5,
+        where: Filter | None = None,
+    ) -> list[Hit]:
+        """Return `k` of the `pool` nearest passages that are relevant and unlike each other (MMR).
+
+        Args:
+            query: the question, or its unit vector.
+            k: most passages.
+            pool: passages to choose from.
+            relevance_share: λ; 1 looks at relevance alone, 0 at difference alone.
+            where: a filter over metadata.
+        """
+        _require_positive(k)
+        if not 0 <= relevance_share <= 1:
+            raise ValueError(f"relevance_share must be from 0 to 1, got {relevance_share}")
+        vector = (
+            self._query_vector(query)
+            if isinstance(query, str)
+            else self._checked_vectors(np.asarray(query, np.float32)[None], 1)[0]
+        )
+        with self._reading():
+            nearest = self._nearest(vector, max(pool, k), where)
+            if not nearest:
+                return []
+            numbers = list(nearest)
+            candidates = self._require_index().vectors_of(numbers)
+            rows = maximal_marginal_relevance(vector, candidates, k, relevance_share)
+            return self._hits({numbers[row]: nearest[numbers[row]] for row in rows}, vector)
+
+    def _nearest(self, vector: Vectors, k: int, where: Filter | None) -> dict[int, float]:
+        if self._index is None or not len(self._index):
+            return {}
+        among = None if where is None else np.array(self._database.numbers_where(where), np.int64)
+        if among is not None and not len(among):
+            return {}
+        return dict(zip(*self._index.search(vector, k, among), strict=True))
+
+    def _hits(self, ranked: Mapping[int, float], vector: Vectors | None) -> list[Hit]:
+        if not ranked:
+            return []
+        similarities = (
+            [None] * len(ranked)
+            if vector is None
+            else (self._require_index().vectors_of(list(ranked)) @ vector).tolist()
+        )
+        stored = self._database.chunks(list(ranked))
+        return [
+            Hit(one.chunk, one.id, score, similarity)
+            for one, score, similarity in zip(stored, ranked.values(), similarities, strict=True)
+        ]
+
+    def _query_vector(self, query: str) -> Vectors:
+        return self._checked_vectors(self._embedder.embed_query(query)[None], 1)[0]
+
+    # -- keeping vectors and rows together ----------------------------------------------------------
+
+    def _chunks_by_id(self, numbers: Sequence[int]) -> dict[str, Chunk]:
+        return {stored.id: stored.chunk for stored in self._database.chunks(numbers)}
+
+    @contextmanager
+    def _reading(self, *, in_batch: bool = False) -> Iterator[None]:
+        """See one state of the database and the vectors inside, the newest there is."""
+        with self._lock:
+            self._require_open()
+            if self._database.in_transaction:
+                if self._pending is not None and not in_batch:
+                    raise StoreError("a batch is under way; leave it before you search or count")
+                yield
+                return
+            with ExitStack() as transaction:
+                self._begin_reading(transaction)
+                yield
+
+    def _begin_reading(self, transaction: ExitStack) -> None:
+        for _ in range(_ATTEMPTS):
+            transaction.enter_context(self._database.transaction(write=False))
+            try:
+                self._catch_up()
+            except FileNotFoundError:  # a writer has just replaced the vector file
+                transaction.close()
+            else:
+                return
+        raise self._database.corrupt("a vector file is missing")
+
+    def _load(self) -> None:
+        with self._reading():
+            pass
+
+    def _catch_up(self) -> None:
+        """Take in what another process wrote since the last look."""
+        if self._folder is None:
+            return
+        entry = self._vectors_entry()
+        last = self._database.last_sequence()
+        if entry["name"] == self._vector_file and last == self._sequence and self._index is not None:
+            return
+        try:
+            if self._index is None or entry["name"] != self._vector_file:
+                self._index = self._read_vector_file(entry)
+                self._sequence = entry["sequence"]
+            for change in self._database.changes_after(self._sequence):
+                self._apply(np.array([change.number]), None if change.vector is None else change.vector[None])
+            numbers = np.sort(self._index.numbers) if self._index is not None else np.empty(0, np.int64)
+            if not np.array_equal(numbers, self._database.all_numbers()):
+                raise self._database.corrupt("passages and vectors are not the same")
+        except BaseException:
+            self._index, self._vector_file = None, None
+            raise
+        self._vector_file, self._sequence = entry["name"], last
+        self._dimension = self._index.dimension if self._index is not None else None
+
+    def _read_vector_file(self, entry: Mapping[str, Any]) -> VectorIndex | None:
+        assert self._folder is not None
+        if entry["name"] is None:
+            return None
+        try:
+            content = self._folder.read_vectors(entry["name"], entry["sha256"])
+            shape = IndexShape(**entry["shape"])
+            return VectorIndex.from_bytes(content, entry["dimension"], shape, self._exact_up_to)
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError, TypeError) as error:
+            raise self._database.corrupt(f"the vectors cannot be read: {error}") from error
+
+    def _vectors_entry(self) -> dict[str, Any]:
+        assert self._folder is not None
+        manifest = _checked_manifest(self._database, self._folder.path)
+        return dict(manifest["vectors"])
+
+    def _write_vector_file(self) -> None:
+        """Put all vectors into a new file, and let the manifest name it instead of the changes."""
+        if self._folder is None or self._index is None:
+            return
+        self._index.reorganize()
+        entry = {
+            **self._folder.write_vectors(self._index.to_bytes()),
+            "dimension": self._index.dimension,
+            "sequence": self._sequence,
+            "shape": asdict(self._index.shape),
+        }
+        with self._database.transaction():
+            self._database.write_manifest({"vectors": entry})
+            self._database.forget_changes()
+        self._folder.remove_vectors_but(entry["name"])
+        self._vector_file = entry["name"]
+
+    def _apply(self, numbers: Numbers, vectors: Vectors | None) -> None:
+        if vectors is None:
+            self._require_index().remove(numbers)
+            return
+        if self._index is None:
+            self._index = VectorIndex(vectors.shape[1], self._exact_up_to)
+            self._dimension = self._index.dimension
+        if vectors.shape[1] != self._index.dimension:
+            raise self._database.corrupt("vectors have different dimensions")
+        self._index.add(numbers, vectors)
+
+    def _remove(self, numbers: Sequence[int]) -> int:
+        if numbers:
+            self._database.delete_chunks(numbers)
+            self._database.log_removed(numbers)
+            self._pend(np.array(numbers, np.int64), None)
+        return len(numbers)
+
+    def _pend(self, numbers: Numbers, vectors: Vectors | None) -> None:
+        assert self._pending is not None
+        self._pending.append((numbers, vectors))
+
+    def _size(self) -> int:
+        return len(self._index) if self._index is not None else 0
+
+    def _require_index(self) -> VectorIndex:
+        if self._index is None:
+            raise self._database.corrupt("it has passages and no vectors")
+        return self._index
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise StoreError("the store is closed; open it again")
+
+    def _require_own_manifest(self) -> None:
+        assert self._folder is not None
+        if self._write and not self._database.manifest() and not self._database.count_chunks():
+            with self._database.transaction():
+                self._database.write_manifest(
+                    {
+                        "format": _FORMAT,
+                        "embedding_model": self._embedder.name,
+                        "vectors": {
+                            "name": None,
+                            "sha256": None,
+                            "dimension": None,
+                            "sequence": 0,
+                            "shape": {},
+                        },
+                    }
+                )
+        made_by = _checked_manifest(self._database, self._folder.path)["embedding_model"]
+        if made_by != self._embedder.name:
+            raise StoreError(
+                f"the store {self._folder.path} was made with the embedding model {made_by!r}, not "
+                f"{self._embedder.name!r}; open it with that one, or index into another folder"
+            )
+
+    def _checked_vectors(self, vectors: Vectors, count: int) -> Vectors:
+        vectors = np.ascontiguousarray(vectors, np.float32)
+        dimension = self._dimension or vectors.shape[-1]
+        if vectors.shape != (count, dimension):
+            raise ValueError(f"vectors must have the shape ({count}, {dimension}), got {vectors.shape}")
+        if not np.isfinite(vectors).all():
+            raise ValueError("vectors must be finite numbers")
+        return vectors
 
 
-def _read_content(folder: Path, manifest: Mapping[str, Any], kind: str) -> bytes:
-    entry = manifest["files"][kind]
-    path: Path = folder / entry["name"]
+def _open_database(folder: StoreFolder, *, write: bool) -> Database:
+    if not write or (folder.path / "manifest.json").exists():
+        folder.require()
+    return Database(folder.database, write=write)
+
+
+def _checked_manifest(database: Database, folder: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > _MAX_FILE_BYTES:
-            raise _corrupt(folder, f"{path.name} has over {_MAX_FILE_BYTES} bytes")
-        content = path.read_bytes()
-    except OSError as error:
-        raise _corrupt(folder, f"{path.name} cannot be read") from error
-    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-        raise _corrupt(folder, f"{path.name} is not what was written")
-    return content
+        manifest = database.manifest()
+        if manifest["format"] != _FORMAT:
+            raise StoreError(
+                f"the store {folder} has format {manifest['format']!r}, this version reads {_FORMAT}; "
+                "remove it and index again"
+            )
+        vectors = manifest["vectors"]
+        known = {field.name for field in fields(IndexShape)}
+        if not isinstance(manifest["embedding_model"], str) or not set(vectors["shape"]) <= known:
+            raise TypeError("embedding_model and vectors")
+        for name in ("name", "sha256", "dimension", "sequence"):
+            _ = vectors[name]
+        if not isinstance(vectors["sequence"], int):
+            raise TypeError("sequence")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise database.corrupt("its manifest cannot be read") from error
+    return manifest
 
 
-def _parse_vectors(folder: Path, content: bytes) -> Any:
-    try:
-        index = faiss.deserialize_index(np.frombuffer(content, np.uint8))
-    except RuntimeError as error:
-        raise _corrupt(folder, "the vectors cannot be read") from error
-    if not isinstance(index, faiss.IndexFlatIP):
-        raise _corrupt(folder, f"the vectors are a {type(index).__name__}")
-    return index
-
-
-def _parse_passages(folder: Path, content: bytes) -> list[Chunk]:
-    try:
-        return [Chunk(**json.loads(line)) for line in content.splitlines()]
-    except (ValueError, TypeError) as error:
-        raise _corrupt(folder, "the passages cannot be read") from error
-
-
-def _corrupt(folder: Path, reason: str) -> StoreError:
-    return StoreError(
-        f"the store {folder} is corrupt: {reason}; remove the folder and index the documents again"
-    )
+def _require_positive(k: int) -> None:
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")

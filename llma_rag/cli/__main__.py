@@ -1,0 +1,5 @@
+"""`python -m llma_rag.cli`."""
+
+from llma_rag.cli import main
+
+main()

@@ -1,0 +1,159 @@
+"""Filters over metadata, as a mapping in the form that vector databases share, compiled to SQL.
+
+`{"source": "a.pdf"}` asks for equality, `{"page": {"$gte": 3, "$lt": 9}}` for a range; several keys must all
+hold. Operators: $eq $ne $gt $gte $lt $lte $in $nin $contains $exists, and between filters $and $or $not.
+A value that is missing satisfies only $ne, $nin and `{"$exists": False}`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Filter = Mapping[str, Any]
+Compiled = tuple[str, list[Any]]  # a condition in SQL, and its parameters
+Operator = Callable[[str, Any], Compiled]
+
+_COLUMNS = {"id": "id", "source": "source", "page": "page", "start": '"start"', "end": '"end"'}
+
+
+def to_sql(where: Filter) -> Compiled:
+    """Return a condition over the table of chunks, and its parameters.
+
+    Raises:
+        ValueError: an operator is unknown, or a value is of no use to it.
+    """
+    if not isinstance(where, Mapping):
+        raise ValueError(f"a filter must be a mapping, got {type(where).__name__}")
+    conditions, parameters = ["1"], []
+    for key, wanted in where.items():
+        condition, values = _JOINS[key](wanted) if key in _JOINS else _field(key, wanted)
+        conditions.append(condition)
+        parameters += values
+    return f"({' AND '.join(conditions)})", parameters
+
+
+def _joined(word: str) -> Callable[[Any], Compiled]:
+    def join(filters: Any) -> Compiled:
+        if not _is_list(filters) or not filters:
+            raise ValueError(f"${word.lower()} takes a list of filters, got {filters!r}")
+        compiled = [to_sql(one) for one in filters]
+        return (
+            f"({f' {word} '.join(condition for condition, _ in compiled)})",
+            [value for _, values in compiled for value in values],
+        )
+
+    return join
+
+
+def _negated(where: Any) -> Compiled:
+    condition, parameters = to_sql(where)
+    return f"NOT coalesce({condition}, 0)", parameters
+
+
+_JOINS = {"$and": _joined("AND"), "$or": _joined("OR"), "$not": _negated}
+
+
+def _field(key: str, wanted: Any) -> Compiled:
+    if key.startswith("$"):
+        raise ValueError(f"unknown filter operator {key!r}; there are {', '.join(sorted(_JOINS))}")
+    conditions, parameters = ["1"], []
+    for operator, value in (wanted if isinstance(wanted, Mapping) else {"$eq": wanted}).items():
+        if operator not in _OPERATORS:
+            raise ValueError(
+                f"unknown filter operator {operator!r}; there are {', '.join(sorted(_OPERATORS))}"
+            )
+        condition, values = _OPERATORS[operator](key, value)
+        conditions.append(condition)
+        parameters += values
+    return f"({' AND '.join(conditions)})", parameters
+
+
+def _value(key: str) -> Compiled:
+    if key in _COLUMNS:
+        return _COLUMNS[key], []
+    return "(SELECT value FROM json_each(metadata) WHERE key = ?)", [key]
+
+
+def _equal(key: str, wanted: Any) -> Compiled:
+    value, parameters = _value(key)
+    if wanted is None:
+        return f"{value} IS NULL", parameters
+    return f"coalesce({value} = ?, 0)", [*parameters, _scalar(wanted)]
+
+
+def _compared(sign: str) -> Operator:
+    def compare(key: str, wanted: Any) -> Compiled:
+        value, parameters = _value(key)
+        is_text = int(isinstance(wanted, str))  # SQL would order all texts after all numbers
+        return (
+            f"coalesce((typeof({value}) = 'text') = {is_text} AND {value} {sign} ?, 0)",
+            [*parameters, *parameters, _scalar(wanted)],
+        )
+
+    return compare
+
+
+def _among(key: str, wanted: Any) -> Compiled:
+    if not _is_list(wanted):
+        raise ValueError(f"$in and $nin take a list of values, got {wanted!r}")
+    value, parameters = _value(key)
+    return (
+        f"coalesce({value} IN (SELECT value FROM json_each(?)), 0)",
+        [*parameters, json.dumps([_scalar(one) for one in wanted])],
+    )
+
+
+def _contains(key: str, wanted: Any) -> Compiled:
+    """Hold where a list has the value as an element, or a text has it as a part."""
+    wanted = _scalar(wanted)
+    if key in _COLUMNS:
+        return f"coalesce(instr({_COLUMNS[key]}, ?) > 0, 0)", [wanted]
+    if key == "headings":
+        return "EXISTS (SELECT 1 FROM json_each(headings) WHERE value = ?)", [wanted]
+    condition = (
+        "EXISTS (SELECT 1 FROM json_each(metadata) AS entry WHERE entry.key = ? AND CASE entry.type "
+        "WHEN 'array' THEN EXISTS (SELECT 1 FROM json_each(entry.value) AS element WHERE element.value = ?) "
+        "WHEN 'text' THEN instr(entry.value, ?) > 0 ELSE 0 END)"
+    )
+    return condition, [key, wanted, wanted]
+
+
+def _exists(key: str, wanted: Any) -> Compiled:
+    value, parameters = _value(key)
+    return f"{value} IS {'NOT ' if wanted else ''}NULL", parameters
+
+
+def _inverse(operator: Operator) -> Operator:
+    def negate(key: str, wanted: Any) -> Compiled:
+        condition, parameters = operator(key, wanted)
+        return f"NOT ({condition})", parameters
+
+    return negate
+
+
+_OPERATORS: dict[str, Operator] = {
+    "$eq": _equal,
+    "$ne": _inverse(_equal),
+    "$gt": _compared(">"),
+    "$gte": _compared(">="),
+    "$lt": _compared("<"),
+    "$lte": _compared("<="),
+    "$in": _among,
+    "$nin": _inverse(_among),
+    "$contains": _contains,
+    "$exists": _exists,
+}
+
+
+def _scalar(value: Any) -> Any:
+    if isinstance(value, bool):
+        return int(value)
+    if not isinstance(value, int | float | str):
+        raise ValueError(f"a filter compares texts and numbers, got {value!r}")
+    return value
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence | set | frozenset) and not isinstance(value, str | bytes)
