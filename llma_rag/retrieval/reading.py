@@ -122,7 +122,7 @@ def _decode(content: bytes, source: str) -> str:
 
 
 _SAMPLE_BYTES = 2**20
-_LATIN_SHARE = 0.2  # texts in Latin letters have fewer bytes beyond ASCII, all others more
+_LATIN_SHARE = 0.3  # texts in Latin letters have fewer bytes beyond ASCII, all others more
 _LATIN = ["cp1252", "cp1250", "cp1254", "latin_1"]
 _OTHERS = [
     "cp1251",
