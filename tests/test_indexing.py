@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -50,7 +51,7 @@ def test_edited_deleted_and_added_files_are_followed(store, docs):
     assert store.search("zebras", 1)[0].text == "Now about zebras."
     assert store.search("quince", 1)[0].chunk.source == str(docs / "four.txt")
     assert not store.search("two", 10, mode="words")
-    assert [os.path.basename(one.source) for one in store.documents()] == ["four.txt", "one.txt", "three.txt"]
+    assert [Path(one.source).name for one in store.documents()] == ["four.txt", "one.txt", "three.txt"]
 
 
 def test_documents_from_elsewhere_stay(store, docs, tmp_path):
@@ -83,7 +84,7 @@ def test_broken_files_are_reported_and_their_last_version_stays(store, docs):
     (docs / "empty.txt").write_bytes(b"")
     (docs / "loop").symlink_to(docs)
     report = index_documents(store, [docs])
-    assert [(os.path.basename(one.path), one.broken) for one in report.skipped] == [
+    assert [(Path(one.path).name, one.broken) for one in report.skipped] == [
         ("empty.txt", False),
         ("loop", True),
         ("rules.pdf", True),
@@ -167,7 +168,7 @@ def test_every_kind_of_file_is_found_again(store, tmp_path):
         ("Brücke", "alt.txt", None),
     ):
         chunk = store.search(words, 1, mode="words")[0].chunk
-        assert (os.path.basename(chunk.source), chunk.page) == (name, page)
+        assert (Path(chunk.source).name, chunk.page) == (name, page)
         page_text = next(one.text for one in store.pages(chunk.source) if one.page == page)
         assert page_text[chunk.start : chunk.end] == chunk.text
 

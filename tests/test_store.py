@@ -494,7 +494,7 @@ def test_a_folder_without_a_store_is_an_error(tmp_path):
         DocumentStore.open(tmp_path, LetterEmbedder())
     (tmp_path / "manifest.json").write_text("{}")
     for write in (False, True):
-        with pytest.raises(StoreError, match="holds other files|a format that this version does not read"):
+        with pytest.raises(StoreError, match=r"holds other files|a format that this version does not read"):
             DocumentStore.open(tmp_path, LetterEmbedder(), write=write)
 
 

@@ -214,7 +214,7 @@ def test_a_missing_file_is_a_clear_error(stores, tmp_path, missing):
     shutil.copytree(stores[0] / "closed", tmp_path / "s")
     next(path for path in (tmp_path / "s").iterdir() if path.name.startswith(missing)).unlink()
     for write in (False, True):
-        with pytest.raises(StoreError, match="is corrupt|there is no store"):
+        with pytest.raises(StoreError, match=r"is corrupt|there is no store"):
             DocumentStore.open(tmp_path / "s", LetterEmbedder(), write=write)
 
 
@@ -250,7 +250,7 @@ def test_a_length_in_a_hostile_file_asks_for_no_memory(stores, tmp_path):
     for place in range(len(content) - 8):
         if content[place : place + 8] in (size, (42 * 26).to_bytes(8, "little"), (42).to_bytes(8, "little")):
             huge = content[:place] + (2**40).to_bytes(8, "little") + content[place + 8 :]
-            with pytest.raises(ValueError, match="FAISS cannot read it|numbers"):
+            with pytest.raises(ValueError, match=r"FAISS cannot read it|numbers"):
                 VectorIndex.from_bytes(bytes(huge), 26, IndexShape())
                 raise ValueError("its numbers are read")  # a number of vectors that nothing else depends on
     assert faiss.get_deserialization_vector_byte_limit() == before

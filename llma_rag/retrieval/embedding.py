@@ -75,7 +75,8 @@ class SentenceTransformerEmbedder:
 
     def embed_query(self, text: str) -> Vectors:
         """Return the unit vector of a question, (dimension,)."""
-        return self._embed([text], self._model.encode_query)[0]
+        vector: Vectors = self._embed([text], self._model.encode_query)[0]
+        return vector
 
     def _embed(self, texts: Sequence[str], encode: Callable[..., Any]) -> Vectors:
         if not texts:

@@ -75,14 +75,14 @@ def index_documents(
     Raises:
         DocumentError: a path does not exist, or there is nothing to index.
     """
-    paths = [Path(path) for path in paths]
-    found = find_files(paths, SUFFIXES)
+    roots = [Path(path) for path in paths]
+    found = find_files(roots, SUFFIXES)
     known = {document.source: document.fingerprint for document in store.documents()}
     report = IndexReport(skipped=found.skipped)
-    vanished = _vanished(known, paths)
+    vanished = _vanished(known, roots)
     if not found.files and not vanished:
         raise DocumentError(
-            f"{' and '.join(map(str, paths))} holds no document ({' '.join(sorted(SUFFIXES))})"
+            f"{' and '.join(map(str, roots))} holds no document ({' '.join(sorted(SUFFIXES))})"
         )
     if vanished:
         store.remove_sources(vanished)

@@ -503,7 +503,8 @@ class DocumentStore:
         ]
 
     def _query_vector(self, query: str) -> Vectors:
-        return self._checked_vectors(self._embedder.embed_query(query)[None], 1)[0]
+        vector: Vectors = self._checked_vectors(self._embedder.embed_query(query)[None], 1)[0]
+        return vector
 
     # -- keeping vectors and rows together ----------------------------------------------------------
 
@@ -585,7 +586,7 @@ class DocumentStore:
         if self._folder is None or self._index is None:
             return
         self._index.reorganize()
-        entry = {
+        entry: dict[str, Any] = {
             **self._folder.write_vectors(self._index.to_bytes()),
             "dimension": self._index.dimension,
             "sequence": self._sequence,

@@ -105,7 +105,7 @@ class VectorIndex:
         found = numbers[0] >= 0
         return numbers[0][found].tolist(), scores[0][found].tolist()
 
-    def vectors_of(self, numbers: Sequence[int]) -> Vectors:
+    def vectors_of(self, numbers: Sequence[int] | Numbers) -> Vectors:
         """Return the vectors of these numbers, which must be in use, (numbers, dimension)."""
         return np.asarray(self._index.reconstruct_batch(np.asarray(numbers, np.int64)), np.float32)
 
