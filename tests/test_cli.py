@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from llma_rag.cli import app as cli
 from llma_rag.cli import printing
+from tests.test_documents import write_collection, write_pdf
 
 
 def run(capsys, *arguments):
@@ -43,17 +46,88 @@ def store(capsys, tmp_path, documents):
     return tmp_path / "store"
 
 
-def test_index_counts_and_replaces(capsys, tmp_path, documents, store):
+def test_index_follows_what_changed(capsys, tmp_path, documents, store):
     (documents / "boat.txt").write_text("The boat leaves at eight.\n")
+    (documents / "new.csv").write_text("pier,boats\nnorth,4\n")
     code, out, _ = run(capsys, "index", documents, "--store", store, "--json", tmp_path / "out.json")
     assert code == 0
-    assert "2 documents, 2 passages indexed (2 replaced)" in " ".join(out.split())
+    assert "1 new, 1 changed, 1 unchanged, 0 removed, 0 not read" in out
     assert json.loads((tmp_path / "out.json").read_text()) == {
-        "documents": 2,
-        "passages": 2,
-        "replaced_passages": 2,
-        "total_passages": 2,
+        "new": 1,
+        "changed": 1,
+        "unchanged": 1,
+        "removed": 0,
+        "chunks": 2,
+        "embedded_chunks": 2,
+        "skipped": [],
+        "total_documents": 3,
+        "total_chunks": 3,
     }
+
+
+def test_index_lists_what_it_cannot_read(capsys, tmp_path, store):
+    folder = tmp_path / "all"
+    kinds = write_collection(folder)
+    write_pdf(folder / "secret.pdf", ["x"], password="secret")
+    (folder / "broken.docx").write_bytes(b"PK broken")
+    (folder / "empty.txt").write_bytes(b"")
+    (folder / "loop").symlink_to(folder)
+    code, out, err = run(capsys, "index", folder, "--store", store, "--json", tmp_path / "out.json")
+    assert code == 1
+    assert f"{len(kinds)} new, 0 changed, 0 unchanged, 0 removed, 4 not read" in out
+    flat = " ".join(out.split())
+    for reason in (
+        "secret.pdf: is encrypted; save it without its password",
+        "broken.docx: is damaged or not a .docx file",
+        "empty.txt: is empty",
+        "loop: is a symbolic link loop",
+    ):
+        assert reason in flat
+    assert "Traceback" not in err
+    skipped = json.loads((tmp_path / "out.json").read_text())["skipped"]
+    assert [one["broken"] for one in skipped] == [True, False, True, True]
+
+
+def test_ask_names_file_and_page(capsys, tmp_path, store, tiny_folder):
+    write_pdf(tmp_path / "rules.pdf", ["No dogs on the pier.", "Swimming is allowed from the beach only."])
+    run(capsys, "index", tmp_path / "rules.pdf", "--store", store)
+    arguments = ("--store", store, "--model", tiny_folder, "--max-tokens", 5, "--passages", 1)
+    code, out, _ = run(capsys, "ask", "Where is swimming allowed?", *arguments)
+    assert code == 0
+    assert "rules.pdf, page 2, characters 0 to" in " ".join(out.split())
+    code, _, err = run(capsys, "ask", "qwertz", *arguments, "--search", "words")
+    assert code == 2
+    assert "holds nothing with these words" in err
+
+
+def test_store_tells_what_it_holds_and_lets_go(capsys, tmp_path, documents, store):
+    code, out, _ = run(capsys, "store", "info", store, "--json", tmp_path / "out.json")
+    assert code == 0
+    assert "2 documents, 2 passages" in out
+    assert "all-MiniLM-L6-v2, dimension 384" in out
+    assert json.loads((tmp_path / "out.json").read_text())["index"] == "exact"
+    code, out, _ = run(capsys, "store", "list", store)
+    assert "museum.md" in out
+    code, out, _ = run(capsys, "store", "remove", store, documents / "boat.txt")
+    assert "1 documents with 1 passages removed; 1 passages are left" in " ".join(out.split())
+    assert "boat.txt" not in run(capsys, "store", "list", store)[1]
+    assert (documents / "boat.txt").exists()
+    code, _, err = run(capsys, "store", "remove", store, documents / "boat.txt")
+    assert (code, "holds no document" in err) == (2, True)
+    run(capsys, "store", "remove", store, documents)
+    assert "0 documents, 0 passages" in run(capsys, "store", "info", store)[1]
+
+
+def test_index_watches_until_interrupted(tmp_path, documents):
+    command = [sys.executable, "-m", "llma_rag.cli", "index", documents, "--store", tmp_path / "s", "--watch"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as watching:
+        lines = (line for line in watching.stdout if "new," in line)
+        assert next(lines).startswith("2 new")
+        time.sleep(1)
+        (documents / "late.txt").write_text("Late news about the pier.\n")
+        assert next(lines).startswith("1 new, 0 changed, 2 unchanged")
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(30) == 130
 
 
 def test_ask_answers_from_the_store(capsys, tmp_path, store, tiny_folder):
@@ -222,7 +296,7 @@ def test_errors_are_one_line_and_exit_code_2(
     empty, corrupt = tmp_path / "empty", tmp_path / "corrupt"
     empty.mkdir()
     corrupt.mkdir()
-    (corrupt / "manifest.json").write_text("{}")
+    (corrupt / "store.sqlite").write_bytes(b"no database at all" * 100)
     places = {"tmp": tmp_path, "empty": empty, "corrupt": corrupt, "store": store, "tiny": tiny_folder}
     places["documents"] = documents
     code, _, err = run(capsys, *(argument.format(**places) for argument in arguments))
