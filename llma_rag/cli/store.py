@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from llma_rag.cli.printing import console, json_output, shown_path, table
+from llma_rag.cli.printing import console, json_output, shown_path
 from llma_rag.errors import DocumentError
 from llma_rag.retrieval import DocumentStore, embedder_named
 
@@ -34,10 +34,8 @@ def run_list(folder: Path, json_file: Path | None) -> None:
     with json_output(json_file) as output, _opened(folder) as store:
         documents = store.documents()
         output["documents"] = [asdict(document) for document in documents]
-        made = table("document", "passages")
         for document in documents:
-            made.add_row(str(shown_path(document.source)), str(document.chunks))
-        console.print(made)
+            console.print(f"{document.chunks:>8} passages  {shown_path(document.source)}", soft_wrap=True)
 
 
 def run_remove(folder: Path, sources: Sequence[Path], json_file: Path | None) -> None:
