@@ -7,21 +7,14 @@ documents inside the package.
 import sys
 from importlib.resources import files
 
-from llma_rag import (
-    DocumentStore,
-    Engine,
-    default_embedder,
-    quoting_prompt,
-    read_documents,
-    split_documents,
-)
+from llma_rag import DocumentStore, Engine, default_embedder, index_documents, quoting_prompt
 
 folder = sys.argv[1] if len(sys.argv) > 1 else str(files("llma_rag") / "demo" / "documents")
 question = sys.argv[2] if len(sys.argv) > 2 else "When are the quiet hours at Capanna Orsola?"
 
-embedder = default_embedder()
-store = DocumentStore(embedder)
-store.add(split_documents(read_documents([folder]), embedder.count_tokens))
+store = DocumentStore(default_embedder())  # in memory; DocumentStore.open(...) keeps it in a folder
+for skipped in index_documents(store, [folder]).skipped:
+    print(f"not read: {skipped.path}: {skipped.reason}")
 passages = store.search(question, k=2)
 
 engine = Engine.load("smollm2-135m")

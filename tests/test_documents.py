@@ -9,7 +9,6 @@ from pathlib import Path
 
 import docx
 import pptx
-import pypdf
 import pytest
 from fpdf import FPDF
 from hypothesis import given
@@ -147,7 +146,7 @@ def test_line_ends_are_kept_so_that_ranges_fit_the_file(tmp_path):
         ("a.json", lambda path: path.write_text("{"), r"is damaged or not a \.json file"),
         ("a.json", lambda path: path.write_text("[" * 100_000 + "]" * 100_000), "is damaged"),
         ("a.csv", lambda path: path.write_text('a,b\n"x'), r"is damaged or not a \.csv file"),
-        ("a.html", lambda path: path.write_text("<div>" * 20_000 + "x"), "is damaged|^$"),
+        ("a.html", lambda path: path.write_text("<div>" * 20_000 + "x"), "is damaged"),
         ("a.txt", lambda path: path.write_bytes(b"a\0b"), "is not text: it holds null bytes"),
         (
             "a.txt",
@@ -331,7 +330,3 @@ def test_a_title_names_file_and_headings():
     )
     assert chunks[0].title == "city/museum.md > Hours"
     assert chunks[0].embedded_text == "city/museum.md > Hours\n# Hours\n\nAt nine."
-
-
-def test_pypdf_is_as_new_as_the_reader_needs():
-    assert hasattr(pypdf, "PasswordType")

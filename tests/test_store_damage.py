@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 
 from llma_rag.errors import StoreError
 from llma_rag.retrieval import Document, DocumentStore, StoredDocument
-from llma_rag.retrieval import vectors as vectors_module
 from llma_rag.retrieval.vectors import IndexShape, VectorIndex, digest
 from tests.letters import LetterEmbedder, chunk
 from tests.writer_server import EXACT_UP_TO, change
@@ -306,7 +305,3 @@ def test_unchecked_opening_still_checks_what_it_reads(stores, tmp_path):
         assert store.search("aaa", 1, mode="vectors")
         with pytest.raises(StoreError, match="a row is not what was written"):
             store.search("zzz", 1, mode="vectors")
-
-
-def test_the_limits_are_those_of_the_file():
-    assert vectors_module._MAX_LOOPS < 2**31

@@ -103,20 +103,18 @@ def measure_again(folder: Path, corpus: Path) -> dict[str, Any]:
         results[name] = {**asdict(report), "skipped": len(report.skipped), "seconds": seconds}
 
     run("unchanged")
-    edited, deleted, added = corpus / "typer/colors.py", corpus / "requests/adapters.py", corpus / "added.md"
-    kept = {path: path.read_bytes() for path in (edited, deleted) if path.exists()}
+    edited, deleted = sorted(path for path in corpus.rglob("*.py") if path.is_file())[:2]
+    added = corpus / "added.md"
+    kept = {path: path.read_bytes() for path in (edited, deleted)}
     try:
-        edited.parent.mkdir(parents=True, exist_ok=True)
-        edited.write_bytes(kept.get(edited, b"") + b"\n# One more line.\n")
-        deleted.unlink(missing_ok=True)
+        edited.write_bytes(kept[edited] + b"\n# One more line.\n")
+        deleted.unlink()
         added.write_text("# Quiet hours\n\nThe quiet hours are from ten to six.\n")
         run("three_changes")
     finally:
         added.unlink(missing_ok=True)
         for path, content in kept.items():
             path.write_bytes(content)
-        if edited not in kept:
-            edited.unlink(missing_ok=True)
     run("changed_back")
     return results
 

@@ -17,7 +17,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from llma_rag.cli.printing import console, json_output, shown_path, status_console
+from llma_rag.cli.printing import console, json_output, printable, shown_path, status_console
 from llma_rag.retrieval import DocumentStore, IndexReport, Skipped, embedder_named, index_documents
 from llma_rag.retrieval.embedding import DEFAULT_EMBEDDING_MODEL
 from llma_rag.retrieval.indexing import IndexProgress
@@ -79,9 +79,11 @@ def _index(store: DocumentStore, paths: Sequence[Path]) -> IndexReport:
 def _print_report(report: IndexReport, store: DocumentStore, folder: Path) -> None:
     for reason, skipped in _by_reason(report.skipped).items():
         for one in skipped[:_LISTED_PER_REASON]:
-            console.print(f"not read: {shown_path(one.path)}: {reason}")
+            console.print(f"not read: {shown_path(one.path)}: {printable(reason)}", soft_wrap=True)
         if len(skipped) > _LISTED_PER_REASON:
-            console.print(f"not read: {len(skipped) - _LISTED_PER_REASON} more: {reason}")
+            console.print(
+                f"not read: {len(skipped) - _LISTED_PER_REASON} more: {printable(reason)}", soft_wrap=True
+            )
     console.print(
         f"{report.new} new, {report.changed} changed, {report.unchanged} unchanged, {report.removed} removed, "
         f"{len(report.skipped)} not read"

@@ -30,7 +30,7 @@ _BUSY_MS = 30_000
 _MAX_PARAMETERS = 500
 _COMMON_AT_LEAST = 20  # chunks
 _NO_WORD = re.compile(r"[^\w\u0300-\u036f]|_")
-_COMMON_SHARE = 0.1  # of the chunks: a word in more of them tells little, and takes long to rank by
+_COMMON_SHARE = 0.05  # of the chunks: a word in more of them tells little, and takes long to rank by
 
 _SCHEMA = """
 CREATE TABLE manifest (name TEXT PRIMARY KEY, value TEXT NOT NULL, checksum BLOB NOT NULL);
@@ -242,7 +242,8 @@ class Database:
 
     def search_words(self, query: str, k: int, where: Filter | None = None) -> WordMatches:
         """Return the `k` chunks that best have the query's words, by BM25."""
-        counts = self._telling_words(query)
+        total = self.count_chunks()
+        counts = self._telling_words(query, total)
         if not counts:
             return WordMatches({}, 0.0)
         condition, parameters = to_sql(where) if where else ("1", [])
@@ -251,16 +252,14 @@ class Database:
             f"SELECT rowid, -bm25(words) FROM words WHERE words MATCH ? {among} ORDER BY rank, rowid LIMIT ?",
             [" OR ".join(f'"{word}"' for word in counts), *parameters, k],
         )
-        total = self.count_chunks()
         weight = sum(max(math.log((total - n + 0.5) / (n + 0.5)), 1e-6) for n in counts.values())
         return WordMatches(dict(found), min(1.0, found[0][1] / weight) if found else 0.0)
 
-    def _telling_words(self, query: str) -> dict[str, int]:
-        """Return the query's words with the numbers of chunks that have them, without those in none.
+    def _telling_words(self, query: str, total: int) -> dict[str, int]:
+        """Return the query's words with the numbers of chunks, of so many, that have them, without those in none.
 
         The commonest are left out too, unless there are no others.
         """
-        total = self.count_chunks()
         most = max(_COMMON_AT_LEAST, int(_COMMON_SHARE * total))
         counts = {word: self._chunks_with(word, most + 1) for word in _NO_WORD.sub(" ", query).split()}
         telling = {word: count for word, count in counts.items() if 0 < count <= most}
