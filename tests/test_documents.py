@@ -151,7 +151,7 @@ def test_line_ends_are_kept_so_that_ranges_fit_the_file(tmp_path):
         (
             "a.txt",
             lambda path: path.write_bytes(b"") is None or os.truncate(path, 65 * 2**20),
-            "at most 67108864 are read",
+            "has over 67108864 bytes",
         ),
     ],
 )
@@ -177,6 +177,35 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
             texts(tmp_path / name)
 
 
+def test_an_archive_with_too_much_markup_is_refused(tmp_path, monkeypatch):
+    write_docx(tmp_path / "a.docx")
+    monkeypatch.setattr(reading, "MAX_MARKUP_BYTES", 1_000)
+    with pytest.raises(DocumentError, match="bytes of XML; at most 1000 are read"):
+        texts(tmp_path / "a.docx")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_only_regular_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "a.txt")
+    (tmp_path / "zero.txt").symlink_to("/dev/zero")
+    for name in ("a.txt", "zero.txt"):
+        with pytest.raises(DocumentError, match="is not a regular file"):
+            read_documents(tmp_path / name)
+        with pytest.raises(DocumentError, match="is not a regular file"):
+            reading.load(tmp_path / name)
+    assert find_files(tmp_path, SUFFIXES).files == []
+
+
+def test_rows_and_lines_end_where_the_format_says(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"a": "one\u2028two"}\n')
+    assert texts(tmp_path / "a.jsonl")[0][2] == "a: one\u2028two"
+    rows = "n;t\n" + "1;plain\n" * 9000 + '2;"He said ""hi; there"""\n3;' + "x" * 200_000 + "\n"
+    (tmp_path / "a.csv").write_text(rows)
+    lines = texts(tmp_path / "a.csv")[0][2].splitlines()
+    assert lines[9000] == 'n: 2; t: He said "hi; there"'
+    assert lines[9001] == "n: 3; t: " + "x" * 200_000
+
+
 def test_a_json_with_too_many_values_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "MAX_JSON_VALUES", 10)
     (tmp_path / "a.json").write_text(json.dumps(list(range(11))))
@@ -187,9 +216,7 @@ def test_a_json_with_too_many_values_is_refused(tmp_path, monkeypatch):
 def test_a_missing_library_is_named_with_its_extra(tmp_path, monkeypatch):
     write_pdf(tmp_path / "a.pdf", ["x"])
     monkeypatch.setitem(__import__("sys").modules, "pypdf", None)
-    with pytest.raises(
-        DocumentError, match=r"needs pypdf to be read; install it with .*llma-rag\[documents\]"
-    ):
+    with pytest.raises(DocumentError, match=r"a library that is missing \(pypdf\); .*llma-rag\[documents\]"):
         texts(tmp_path / "a.pdf")
 
 
@@ -258,9 +285,9 @@ def test_links_that_lead_nowhere_or_back_are_named(tmp_path):
 
 def test_a_deep_tree_is_walked(tmp_path):
     folder = tmp_path
-    for _ in range(150):
+    for _ in range(1100):
         folder = folder / "d"
-    folder.mkdir(parents=True)
+        folder.mkdir()
     (folder / "a.txt").write_text("x")
     assert len(discovery.find_files([tmp_path], SUFFIXES).files) == 1
 

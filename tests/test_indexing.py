@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from llma_rag.errors import DocumentError
 from llma_rag.retrieval import DocumentStore, index_documents, indexing
-from llma_rag.retrieval.watching import wait_for_changes
+from llma_rag.retrieval.watching import changes
 from tests.letters import LetterEmbedder
 from tests.test_documents import write_collection, write_pdf
 
@@ -173,17 +174,68 @@ def test_every_kind_of_file_is_found_again(store, tmp_path):
         assert page_text[chunk.start : chunk.end] == chunk.text
 
 
-def test_waiting_ends_when_a_document_changes(docs):
+def test_watching_tells_of_documents_only_and_misses_none_while_the_caller_is_busy(docs):
+    watching = changes([docs])
+    next(watching)  # it has begun
+    (docs / "new.txt").write_text("x")
+    time.sleep(2)  # the caller is busy
+    next(watching)
+
     def change():
-        time.sleep(0.5)
         (docs / "picture.png").write_bytes(b"x")
-        time.sleep(0.5)
-        (docs / "new.txt").write_text("x")
+        time.sleep(2)
+        (docs / "late.txt").write_text("x")
 
     thread = threading.Thread(target=change)
     thread.start()
-    begin = time.monotonic()
-    wait_for_changes([docs])
+    next(watching)
+    assert (docs / "late.txt").exists()
     thread.join()
-    assert time.monotonic() - begin > 0.9
-    assert (docs / "new.txt").exists()
+    watching.close()
+
+
+def test_a_linked_document_goes_with_its_link(store, docs, tmp_path):
+    outside = tmp_path / "outside.txt"
+    outside.write_text("Quince quince.")
+    (docs / "link.txt").symlink_to(outside)
+    index_documents(store, docs)
+    assert str(docs / "link.txt") in store.sources
+    outside.unlink()
+    assert index_documents(store, docs).removed == 1
+    assert not store.search("quince", mode="words")
+
+
+def test_a_folder_that_vanished_is_removed_with_its_documents(store, docs, tmp_path):
+    index_documents(store, docs)
+    docs.rename(tmp_path / "elsewhere")
+    assert index_documents(store, docs).removed == 3
+    with pytest.raises(DocumentError, match="there is no file or folder"):
+        index_documents(store, docs)
+
+
+def test_passages_that_were_deleted_come_back_with_the_next_run(store, docs):
+    index_documents(store, docs)
+    assert store.delete_where({"source": str(docs / "one.txt")}) == 1
+    report = index_documents(store, docs)
+    assert (report.changed, report.unchanged, len(store)) == (1, 2, 3)
+
+
+def test_files_that_cannot_be_read_are_tried_once(store, docs, monkeypatch):
+    (docs / "scan.pdf").write_bytes(b"%PDF broken")
+    (docs / "blank.txt").write_text(" ")
+    first = index_documents(store, docs)
+    monkeypatch.setattr(indexing, "extract", None)  # nothing is extracted again
+    assert index_documents(store, docs).skipped == first.skipped
+    monkeypatch.undo()
+    (docs / "blank.txt").write_text("Now quince.")
+    (docs / "scan.pdf").unlink()
+    assert counts(index_documents(store, docs)) == (1, 0, 3, 0, 1)
+    assert store.unread() == {}
+
+
+def test_a_missing_library_is_not_remembered(store, docs, monkeypatch):
+    write_pdf(docs / "rules.pdf", ["No dogs."])
+    monkeypatch.setitem(sys.modules, "pypdf", None)
+    assert len(index_documents(store, docs).broken) == 1
+    monkeypatch.undo()
+    assert index_documents(store, docs).new == 1

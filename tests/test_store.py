@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +21,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from llma_rag.errors import StoreError
 from llma_rag.retrieval import Chunk, Document, DocumentStore, StoredDocument, default_embedder
+from llma_rag.retrieval import folder as folder_module
 from llma_rag.retrieval import store as store_module
+from llma_rag.retrieval.database import Database
 from llma_rag.retrieval.ranking import maximal_marginal_relevance
 from llma_rag.retrieval.vectors import IndexShape, VectorIndex
 from tests.conftest import EXAMPLES
@@ -137,6 +143,7 @@ def test_neighbours_and_pages_of_a_hit():
 
 # -- filters --------------------------------------------------------------------------------------------
 
+VECTOR = np.eye(1, 26, dtype=np.float32)
 VALUES = [None, 1, 2, 3.5, "x", "xy", True]
 
 
@@ -234,8 +241,11 @@ def test_filters_reach_columns_lists_and_parts_of_texts(store):
         ({"k": {"$near": 1}}, r"unknown filter operator '\$near'"),
         ({"$nor": []}, r"unknown filter operator '\$nor'; there are \$and, \$not, \$or"),
         ({"k": {"$in": "abc"}}, "take a list of values"),
-        ({"k": {"$gt": [1]}}, "compares texts and numbers"),
+        ({"k": {"$gt": [1]}}, "compares texts and finite numbers"),
         ({"$or": []}, r"\$or takes a list of filters"),
+        ({"k": {"$in": [float("nan")]}}, "finite numbers"),
+        ({"page": 2**70}, "64 bits"),
+        ({"k": "\ud800"}, "compares texts"),
         ("k = 1", "must be a mapping"),
     ],
 )
@@ -268,15 +278,34 @@ def test_removing_counts_and_leaves_the_others(store):
         (([chunk("x")], np.zeros((2, 26))), r"shape \(1, 26\), got \(2, 26\)"),
         (([chunk("x")], np.zeros((1, 25))), r"shape \(1, 26\), got \(1, 25\)"),
         (([chunk("x")], np.full((1, 26), np.nan)), "finite"),
-        (([chunk("\ud800")],), "valid Unicode"),
+        (([chunk("\ud800")], VECTOR), "text must be valid Unicode"),
         (([chunk("x", metadata={"a": object()})],), "what JSON can hold"),
         (([chunk("x", metadata={"a": float("nan")})],), "what JSON can hold"),
+        (([chunk("x", page="3")],), "page must be a whole number from 0 .* got '3'"),
+        (([chunk("x", page=2.0)],), "page must be a whole number"),
+        (([chunk("x", page=2**63)],), "page must be a whole number"),
+        (([Chunk("x", start=-1)],), "start must be a whole number"),
+        (([Chunk(None)], VECTOR), "text must be a string, got None"),
     ],
 )
 def test_what_cannot_be_stored_is_an_error_and_changes_nothing(store, arguments, message):
     with pytest.raises(ValueError, match=message):
         store.add(*arguments)
     assert len(store) == 3
+
+
+def test_values_of_kindred_types_come_back_plain(store):
+    class Text(str):
+        __slots__ = ()
+
+    store.add([Chunk(Text("abc"), Text("s"), np.int64(1), np.int64(4), np.int64(2))], ids=[Text("t")])
+    held = store.get(["t"])["t"]
+    assert held == Chunk("abc", "s", 1, 4, 2)
+    assert {type(held.text), type(held.source)} == {str}
+    store._database.verify()
+    for ids in ([7], ["\ud800"]):
+        with pytest.raises(ValueError, match="id must be"):
+            store.add([chunk("x")], ids=ids)
 
 
 def test_ids_must_be_as_many_as_the_passages_and_different(store):
@@ -515,10 +544,9 @@ def test_another_embedding_model_is_an_error(store, tmp_path):
 
 def test_another_format_is_an_error(store, tmp_path):
     store.save(tmp_path / "s")
-    with DocumentStore.open(tmp_path / "s", LetterEmbedder(), write=True) as opened:
-        with opened._database.transaction():
-            opened._database.write_manifest({"format": 99})
-    with pytest.raises(StoreError, match="has format 99, this version reads 2"):
+    with closing(Database(tmp_path / "s" / "store.sqlite", {})) as database, database.transaction():
+        database.write_manifest({"format": 99})
+    with pytest.raises(StoreError, match="has format 99, this version reads 3"):
         DocumentStore.open(tmp_path / "s", LetterEmbedder())
 
 
@@ -557,6 +585,61 @@ def test_a_store_that_may_only_be_read_is_read(store, tmp_path):
             DocumentStore.open(tmp_path / "s", LetterEmbedder(), write=True)
     finally:
         (tmp_path / "s").chmod(0o755)
+
+
+def test_a_store_may_be_closed_by_another_thread(tmp_path):
+    opened = DocumentStore.open(tmp_path / "s", LetterEmbedder(), write=True)
+    thread = threading.Thread(target=opened.close)
+    thread.start()
+    thread.join()
+    DocumentStore.open(tmp_path / "s", LetterEmbedder(), write=True).close()
+
+
+def test_a_reader_follows_changes_that_lead_back_to_the_same_vectors(tmp_path):
+    with DocumentStore.open(tmp_path / "s", LetterEmbedder(), write=True) as writer:
+        writer.add([chunk("abc")], ids=["a"])
+    with DocumentStore.open(tmp_path / "s", LetterEmbedder()) as reader:
+        with DocumentStore.open(tmp_path / "s", LetterEmbedder(), write=True) as writer:
+            writer.add([chunk("xyz")], ids=["x"])
+            assert len(reader) == 2
+            writer.delete(["x"])
+        assert len(reader) == 1
+
+
+def test_a_store_that_was_only_begun_is_none(tmp_path):
+    (tmp_path / "s").mkdir()
+    sqlite3.connect(tmp_path / "s" / "store.sqlite").execute("PRAGMA journal_mode = WAL")
+    assert not DocumentStore.exists(tmp_path / "s")
+    for look in (DocumentStore.embedding_model, lambda folder: DocumentStore.open(folder, LetterEmbedder())):
+        with pytest.raises(StoreError, match="there is no store in"):
+            look(tmp_path / "s")
+    with DocumentStore.open(tmp_path / "s", LetterEmbedder(), write=True) as store:
+        store.add([chunk("x")])
+    assert DocumentStore.exists(tmp_path / "s")
+
+
+def test_an_empty_store_takes_another_embedding_model(tmp_path):
+    mistyped = LetterEmbedder()
+    mistyped.name = "leters"
+    DocumentStore.open(tmp_path / "s", mistyped, write=True).close()
+    DocumentStore.open(tmp_path / "s", LetterEmbedder(), write=True).close()
+    assert DocumentStore.embedding_model(tmp_path / "s") == "letters"
+
+
+def test_a_change_whose_compaction_fails_is_made_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "_LOG_MOST", 0)
+    with pytest.raises(StoreError, match="No space left"):  # told on closing
+        with DocumentStore.open(tmp_path / "s", LetterEmbedder(), write=True) as store:
+            monkeypatch.setattr(folder_module, "write_atomically", full)
+            store.add([chunk("abc")])
+            assert store.search("abc", 1)
+    monkeypatch.undo()
+    with DocumentStore.open(tmp_path / "s", LetterEmbedder(), write=True) as store:
+        assert store.search("abc", 1)
+
+
+def full(path, content):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 WRITER = """

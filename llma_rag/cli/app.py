@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from llma_rag import __version__
-from llma_rag.cli.printing import quiet_libraries
+from llma_rag.cli.printing import printable, quiet_libraries
 from llma_rag.errors import LlmaRagError
 
 app = typer.Typer(
@@ -173,5 +173,5 @@ def main() -> None:
     try:
         app()
     except (LlmaRagError, OSError) as error:
-        typer.echo(f"llma-rag: error: {error}", err=True)
+        typer.echo(printable(f"llma-rag: error: {error}"), err=True)
         sys.exit(2)

@@ -8,9 +8,9 @@ from llma_rag.cli.printing import (
     answer_json,
     console,
     figures,
-    highlighted,
     json_output,
     load_engine,
+    print_copied_words,
     printable,
     source_line,
 )
@@ -49,9 +49,7 @@ def run_ask(
                 console.print(printable(piece), end="", soft_wrap=True)
             answer = stream.result
         console.print()
-        console.rule("Copied words" if answer.copied_spans else "No words copied")
-        if answer.copied_spans:
-            console.print(highlighted(answer.text, answer.copied_spans))
+        print_copied_words(answer)
         for number, hit in enumerate(hits, start=1):
             console.print(source_line(number, hit))
         console.print(figures(answer))

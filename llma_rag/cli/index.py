@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,10 +18,13 @@ from rich.progress import (
 )
 
 from llma_rag.cli.printing import console, json_output, printable, shown_path, status_console
+from llma_rag.errors import DocumentError
 from llma_rag.retrieval import DocumentStore, IndexReport, Skipped, embedder_named, index_documents
+from llma_rag.retrieval.discovery import find_files
 from llma_rag.retrieval.embedding import DEFAULT_EMBEDDING_MODEL
 from llma_rag.retrieval.indexing import IndexProgress
-from llma_rag.retrieval.watching import wait_for_changes
+from llma_rag.retrieval.reading import SUFFIXES, no_documents
+from llma_rag.retrieval.watching import changes
 
 _LISTED_PER_REASON = 20
 
@@ -34,21 +37,44 @@ def run_index(
     json_file: Path | None,
 ) -> None:
     """Read what is new or changed, remove what has vanished; exit with code 1 if a file is broken."""
-    with json_output(json_file) as output:
-        if embedding_model is None and DocumentStore.exists(store_folder):
-            embedding_model = DocumentStore.embedding_model(store_folder)
-        embedder = embedder_named(embedding_model or DEFAULT_EMBEDDING_MODEL)  # loaded on first use
-        with DocumentStore.open(store_folder, embedder, write=True) as store:
+    with json_output(json_file) as output, _opened(paths, store_folder, embedding_model) as store:
+
+        def index() -> IndexReport:
             report = _index(store, paths)
             _print_report(report, store, store_folder)
-            while watch:
-                status_console.print("Watching for changes; Ctrl+C ends it")
-                wait_for_changes(paths)
-                report = _index(store, paths)
-                _print_report(report, store, store_folder)
             output.update(asdict(report), total_documents=len(store.documents()), total_chunks=len(store))
-    if report.broken:
-        raise typer.Exit(1)
+            return report
+
+        if watch:
+            _follow(paths, index)
+        elif index().broken:
+            raise typer.Exit(1)
+
+
+def _opened(paths: Sequence[Path], folder: Path, embedding_model: str | None) -> DocumentStore:
+    """Open the store for writing; a new one only where the paths and the embedding model are right."""
+    is_new = not DocumentStore.exists(folder)
+    if embedding_model is None and not is_new:
+        embedding_model = DocumentStore.embedding_model(folder)
+    embedder = embedder_named(embedding_model or DEFAULT_EMBEDDING_MODEL)
+    if is_new:
+        if not find_files(paths, SUFFIXES).files:
+            raise no_documents(paths)
+        embedder.load()
+    return DocumentStore.open(folder, embedder, write=True)
+
+
+def _follow(paths: Sequence[Path], index: Callable[[], IndexReport]) -> None:
+    """Index now and after every change, until the user ends it."""
+    try:
+        for _ in changes(paths):
+            try:
+                index()
+            except DocumentError as error:  # nothing is left, for now
+                status_console.print(printable(f"{error}"), soft_wrap=True)
+            status_console.print("Watching for changes; Ctrl+C ends it")
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
 
 
 def _index(store: DocumentStore, paths: Sequence[Path]) -> IndexReport:

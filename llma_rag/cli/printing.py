@@ -12,13 +12,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from llma_rag.errors import DataError
 from llma_rag.files import write_atomically
-from llma_rag.provenance import CopiedSpan
+from llma_rag.provenance import MIN_COPIED, CopiedSpan
 
 if TYPE_CHECKING:
     from llma_rag.engine import Engine, Generation
@@ -65,6 +66,20 @@ def highlighted(text: str, spans: Sequence[CopiedSpan]) -> Text:
     for span in spans:
         marked.stylize(_COPIED_STYLES[span.reference_index % len(_COPIED_STYLES)], span.start, span.end)
     return marked
+
+
+def print_copied_words(answer: Generation) -> None:
+    """Print the answer with copied words marked; where there are no colours, the words by reference."""
+    if not answer.copied_spans:
+        console.rule(f"No words copied ({MIN_COPIED} characters in a row at least)")
+        return
+    console.rule("Copied words")
+    if console.is_terminal:
+        console.print(highlighted(answer.text, answer.copied_spans))
+        return
+    for span in answer.copied_spans:
+        words = printable(answer.text[span.start : span.end])
+        console.print(f"  [{span.reference_index + 1}] {words!r}", soft_wrap=True)
 
 
 def shown_path(source: str) -> str:
@@ -123,9 +138,16 @@ def json_output(path: Path | None) -> Iterator[dict[str, Any]]:
     collected: dict[str, Any] = {}
     if path is not None:
         _require_writable(path)
-    yield collected
+    ending: BaseException | None = None
+    try:
+        yield collected
+    except typer.Exit as error:
+        ending = error
     if path is not None:
-        write_atomically(path, json.dumps(collected, indent=1, ensure_ascii=False).encode())
+        content = json.dumps(collected, indent=1, ensure_ascii=False)
+        write_atomically(path, content.encode(errors="backslashreplace"))  # as JSON escapes lone surrogates
+    if ending is not None:
+        raise ending
 
 
 def _require_writable(path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from llma_rag.cli.printing import console, json_output, shown_path
+from llma_rag.cli.printing import console, json_output, printable, shown_path
 from llma_rag.errors import DocumentError
 from llma_rag.retrieval import DocumentStore, embedder_named
 
@@ -23,7 +23,7 @@ def run_info(folder: Path, json_file: Path | None) -> None:
             f"{info.documents} documents, {info.chunks} passages, {info.bytes_on_disk / 2**20:.1f} MiB"
         )
         console.print(
-            f"embedding model {info.embedding_model}, dimension {info.dimension or 'not known yet'}"
+            f"embedding model {printable(info.embedding_model)}, dimension {info.dimension or 'not known yet'}"
         )
         console.print(f"search by meaning: {search}; by words: BM25")
         console.print(f"format {info.format}; every checksum is right")
@@ -32,10 +32,10 @@ def run_info(folder: Path, json_file: Path | None) -> None:
 def run_list(folder: Path, json_file: Path | None) -> None:
     """Print the documents with their numbers of passages."""
     with json_output(json_file) as output, _opened(folder) as store:
-        documents = store.documents()
-        output["documents"] = [asdict(document) for document in documents]
-        for document in documents:
-            console.print(f"{document.chunks:>8} passages  {shown_path(document.source)}", soft_wrap=True)
+        passages = store.count_by_source()
+        output["documents"] = [{"source": source, "chunks": count} for source, count in passages.items()]
+        for source, count in passages.items():
+            console.print(f"{count:>8} passages  {shown_path(source)}", soft_wrap=True)
 
 
 def run_remove(folder: Path, sources: Sequence[Path], json_file: Path | None) -> None:

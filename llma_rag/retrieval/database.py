@@ -5,9 +5,11 @@ Every row carries a checksum of what it holds, because SQLite itself notices dam
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
+import operator
 import os
 import re
 import sqlite3
@@ -21,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from llma_rag.errors import StoreError
-from llma_rag.retrieval.documents import Chunk, Document
+from llma_rag.retrieval.documents import Chunk, Document, Skipped
 from llma_rag.retrieval.embedding import Vectors
 from llma_rag.retrieval.filters import Filter, to_sql
 from llma_rag.retrieval.vectors import Numbers
@@ -54,7 +56,14 @@ CREATE TABLE changes (
     sequence INTEGER PRIMARY KEY AUTOINCREMENT, number INTEGER NOT NULL, vector BLOB, checksum BLOB NOT NULL
 );
 CREATE TABLE embedded (key BLOB PRIMARY KEY, vector BLOB NOT NULL, checksum BLOB NOT NULL);
+CREATE TABLE unread (
+    path TEXT PRIMARY KEY, fingerprint TEXT NOT NULL, reason TEXT NOT NULL, broken INTEGER NOT NULL, checksum BLOB NOT NULL
+);
 """
+# all but the tables that the words index keeps for itself
+_OUR_SCHEMA = (
+    "SELECT type, name, sql FROM sqlite_schema WHERE type != 'table' OR name NOT GLOB 'words_*' ORDER BY 1, 2"
+)
 
 _CHUNK_COLUMNS = 'number, id, source, page, "start", "end", headings, text, metadata, title, checksum'
 
@@ -110,21 +119,33 @@ class Database:
 
     Args:
         path: the file; None keeps all in memory.
-        write: whether rows may be changed; the file is made where it is missing.
+        manifest: what a new store says of itself. With it rows may be changed, and the file is made where it is
+            missing; None only reads.
+
+    Raises:
+        StoreError: the file is no store of ours, or is damaged.
     """
 
-    def __init__(self, path: Path | None, *, write: bool) -> None:
-        self._place = "in memory" if path is None else f"the store {path.parent}"
+    def __init__(self, path: Path | None, manifest: Mapping[str, Any] | None = None) -> None:
+        self.place = "the store in memory" if path is None else f"the store {path.parent}"
         with self._errors():
-            self._connection = _connect(path, write=write)
+            self._connection = _connect(path, write=manifest is not None)
         try:
-            if write and not self._rows("SELECT 1 FROM sqlite_schema LIMIT 1"):
+            if manifest is not None and self.is_empty:
                 with self.transaction():
                     for statement in _SCHEMA.split(";\n"):
                         self._change(statement)
+                    self.write_manifest(manifest)
+            if not self.is_empty and self._rows(_OUR_SCHEMA) != _expected_schema():
+                raise self.corrupt("its tables are not those that this version makes")
         except BaseException:
             self._connection.close()
             raise
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing yet, not even tables: the writer that began was killed."""
+        return not self._rows("SELECT 1 FROM sqlite_schema LIMIT 1")
 
     def close(self) -> None:
         """Close the connection; the last one to close leaves a single file."""
@@ -134,8 +155,8 @@ class Database:
     @contextmanager
     def transaction(self, *, write: bool = True) -> Iterator[None]:
         """Make all inside happen or none of it; for reading, see one state inside."""
-        self._change("BEGIN IMMEDIATE" if write else "BEGIN")
         try:
+            self._change("BEGIN IMMEDIATE" if write else "BEGIN")
             yield
             self._change("COMMIT")
         except BaseException:
@@ -153,7 +174,10 @@ class Database:
     def manifest(self) -> dict[str, Any]:
         """Return what the store says of itself."""
         rows = self._rows("SELECT name, value, checksum FROM manifest")
-        return {name: json.loads(value) for name, value in map(self._checked, rows)}
+        try:
+            return {name: json.loads(value) for name, value in map(self._checked, rows)}
+        except ValueError as error:
+            raise self.corrupt("its manifest cannot be read") from error
 
     def write_manifest(self, values: Mapping[str, Any]) -> None:
         """Set or replace entries of the manifest."""
@@ -168,7 +192,7 @@ class Database:
         """Add chunks under new ids; return the new numbers, which were never used before."""
         first = self._last_used("chunks") + 1
         rows = [
-            _checked_row((first + position, identity, *_chunk_values(chunk)))
+            _checked_row((first + position, _text("id", identity), *_chunk_values(chunk)))
             for position, (identity, chunk) in enumerate(zip(ids, chunks, strict=True))
         ]
         self._change_each(
@@ -181,14 +205,23 @@ class Database:
         return np.arange(first, first + len(rows), dtype=np.int64)
 
     def delete_chunks(self, numbers: Sequence[int]) -> None:
-        """Remove the chunks of these numbers."""
+        """Remove the chunks of these numbers; a document that loses some no longer counts as read."""
+        sources = set()
         for part in _parts(numbers):
+            query = f"SELECT DISTINCT source FROM chunks WHERE number IN ({_marks(part)})"
+            sources |= {source for (source,) in self._rows(query, part)}
             self._change(
                 "INSERT INTO words (words, rowid, text, title) "
                 f"SELECT 'delete', number, text, title FROM chunks WHERE number IN ({_marks(part)})",
                 part,
             )
             self._change(f"DELETE FROM chunks WHERE number IN ({_marks(part)})", part)
+        for part in _parts(sorted(sources)):
+            for (source,) in self._rows(
+                f"SELECT source FROM documents WHERE source IN ({_marks(part)})", part
+            ):
+                row = (source, "", len(self.numbers_of_source(source)))
+                self._change("INSERT OR REPLACE INTO documents VALUES (?, ?, ?, ?)", _checked_row(row))
 
     def chunks(self, numbers: Sequence[int]) -> list[StoredChunk]:
         """Return the chunks of these numbers, in their order; a missing one is an error."""
@@ -205,7 +238,7 @@ class Database:
     def numbers_of_ids(self, ids: Sequence[str]) -> dict[str, int]:
         """Return the numbers of those ids that exist."""
         found: dict[str, int] = {}
-        for part in _parts(ids):
+        for part in _parts([_text("id", one) for one in ids]):
             found.update(self._rows(f"SELECT id, number FROM chunks WHERE id IN ({_marks(part)})", part))
         return found
 
@@ -230,9 +263,9 @@ class Database:
             [number for (number,) in self._rows("SELECT number FROM chunks ORDER BY number")], np.int64
         )
 
-    def sources(self) -> list[str]:
-        """Return the sources of all chunks, sorted."""
-        return [source for (source,) in self._rows("SELECT DISTINCT source FROM chunks ORDER BY source")]
+    def count_by_source(self) -> dict[str, int]:
+        """Return the sources of all chunks, sorted, with their numbers of chunks."""
+        return dict(self._rows("SELECT source, count(*) FROM chunks GROUP BY source ORDER BY source"))
 
     def count_chunks(self) -> int:
         """Return how many chunks there are."""
@@ -273,8 +306,8 @@ class Database:
 
     def insert_document(self, document: StoredDocument, pages: Iterable[Document]) -> None:
         """Add a document with its text."""
-        row = _checked_row((document.source, document.fingerprint, document.chunks))
-        self._change("INSERT INTO documents VALUES (?, ?, ?, ?)", row)
+        row = (_text("source", document.source), document.fingerprint, document.chunks)
+        self._change("INSERT INTO documents VALUES (?, ?, ?, ?)", _checked_row(row))
         self._change_each(
             "INSERT INTO pages VALUES (?, ?, ?, ?, ?)",
             [_checked_row((page.source, page.page or 0, page.format, page.text)) for page in pages],
@@ -300,6 +333,23 @@ class Database:
             Document(text, source, page or None, text_format)
             for source, page, text_format, text in map(self._checked, rows)
         ]
+
+    def remember_unread(self, fingerprint: str, skipped: Skipped) -> None:
+        """Remember why a file was not read, so that it need not be tried again."""
+        row = (skipped.path, fingerprint, skipped.reason, int(skipped.broken))
+        self._change("INSERT OR REPLACE INTO unread VALUES (?, ?, ?, ?, ?)", _checked_row(row))
+
+    def unread(self) -> dict[str, tuple[str, Skipped]]:
+        """Return the files that were not read by path, each with its fingerprint and the reason."""
+        rows = map(
+            self._checked, self._rows("SELECT path, fingerprint, reason, broken, checksum FROM unread")
+        )
+        return {path: (mark, Skipped(path, reason, bool(broken))) for path, mark, reason, broken in rows}
+
+    def forget_unread(self, paths: Sequence[str]) -> None:
+        """Forget files that are read now, or gone."""
+        for part in _parts(paths):
+            self._change(f"DELETE FROM unread WHERE path IN ({_marks(part)})", part)
 
     # -- vectors on their way -----------------------------------------------------------------------
 
@@ -337,9 +387,9 @@ class Database:
         """Return how many changes are remembered."""
         return int(self._rows("SELECT count(*) FROM changes")[0][0])
 
-    def forget_changes(self) -> None:
-        """Forget all remembered changes; their numbering goes on."""
-        self._change("DELETE FROM changes")
+    def forget_changes(self, sequence: int) -> None:
+        """Forget the remembered changes up to a sequence number; their numbering goes on."""
+        self._change("DELETE FROM changes WHERE sequence <= ?", [sequence])
 
     def keep_embedded(self, keys: Sequence[bytes], vectors: Vectors) -> None:
         """Keep vectors of a document that is not finished."""
@@ -386,6 +436,7 @@ class Database:
                 ("source, page, format, text, checksum", "pages"),
                 ("number, vector, checksum", "changes"),
                 ("key, vector, checksum", "embedded"),
+                ("path, fingerprint, reason, broken, checksum", "unread"),
             ):
                 for row in self._connection.execute(f"SELECT {columns} FROM {name}"):
                     self._checked(row)
@@ -398,7 +449,7 @@ class Database:
     def corrupt(self, reason: str) -> StoreError:
         """Return the error that says so."""
         return StoreError(
-            f"{self._place} is corrupt: {reason}; remove the folder and index the documents again"
+            f"{self.place} is corrupt: {reason}; remove the folder and index the documents again"
         )
 
     def _stored(self, row: Sequence[Any]) -> StoredChunk:
@@ -437,31 +488,30 @@ class Database:
 
     def _translated(self, error: sqlite3.DatabaseError) -> StoreError:
         reason = " ".join(str(error).split())
-        primary = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+        primary = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
         if primary == sqlite3.SQLITE_BUSY:
-            return StoreError(f"another process is writing to {self._place}; try again later")
-        if primary in (
-            sqlite3.SQLITE_FULL,
-            sqlite3.SQLITE_IOERR,
-            sqlite3.SQLITE_READONLY,
-            sqlite3.SQLITE_CANTOPEN,
-        ):
-            return StoreError(f"{self._place} cannot be used: {reason}")
-        return self.corrupt(reason)
+            return StoreError(f"another process is writing to {self.place}; try again later")
+        if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            return self.corrupt(reason)
+        return StoreError(f"{self.place} cannot do this: {reason}")
 
 
 def _connect(path: Path | None, *, write: bool) -> sqlite3.Connection:
     if path is None:
         connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
     else:
-        quoted = urllib.parse.quote(str(path.resolve()))
+        mode = "rwc" if write else _reading_mode(path)
         connection = sqlite3.connect(
-            f"file:{quoted}?mode={'rwc' if write else 'rw' if _writable(path) else 'ro&immutable=1'}",
+            f"file:{urllib.parse.quote(str(path.resolve()))}?mode={mode}",
             uri=True,
             isolation_level=None,
             check_same_thread=False,
             timeout=_BUSY_MS / 1000,
         )
+        if mode == _SNAPSHOT:
+            with closing(connection) as file:
+                connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+                file.backup(connection)
     connection.execute("PRAGMA trusted_schema = OFF")
     connection.execute("PRAGMA cell_size_check = ON")
     if path is not None and not write:
@@ -473,22 +523,59 @@ def _connect(path: Path | None, *, write: bool) -> sqlite3.Connection:
     return connection
 
 
-def _writable(path: Path) -> bool:
-    return os.access(path.parent, os.W_OK) and os.access(path, os.W_OK)
+_SNAPSHOT = "ro&immutable=1"
+
+
+def _reading_mode(path: Path) -> str:
+    """Return how SQLite opens a file for reading; without leave to write beside it, only when nobody writes it."""
+    if os.access(path.parent, os.W_OK) and os.access(path, os.W_OK):
+        return "rw"
+    return "ro" if path.with_name(f"{path.name}-wal").exists() else _SNAPSHOT
+
+
+@functools.cache
+def _expected_schema() -> list[Any]:
+    with closing(sqlite3.connect(":memory:")) as made:
+        made.executescript(_SCHEMA)
+        return made.execute(_OUR_SCHEMA).fetchall()
 
 
 def _chunk_values(chunk: Chunk) -> tuple[Any, ...]:
+    """Return a chunk's columns as plain texts and numbers, which come back from SQLite as they went in."""
     try:
         metadata = json.dumps(chunk.metadata, ensure_ascii=False, allow_nan=False)
-        for text in (chunk.text, chunk.source, metadata, *chunk.headings):
-            text.encode()
     except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"a chunk holds what cannot be stored ({error}); texts must be valid Unicode, metadata must be "
-            "what JSON can hold"
-        ) from error
-    headings = json.dumps(chunk.headings, ensure_ascii=False)
-    return chunk.source, chunk.page, chunk.start, chunk.end, headings, chunk.text, metadata, chunk.title
+        raise ValueError(f"a chunk's metadata must be what JSON can hold: {error}") from error
+    return (
+        _text("source", chunk.source),
+        None if chunk.page is None else _number("page", chunk.page),
+        _number("start", chunk.start),
+        _number("end", chunk.end),
+        json.dumps([_text("heading", heading) for heading in chunk.headings], ensure_ascii=False),
+        _text("text", chunk.text),
+        _text("metadata", metadata),
+        _text("title", chunk.title),
+    )
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"a chunk's {name} must be a string, got {value!r}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"a chunk's {name} must be valid Unicode: {error}") from error
+    return "".join(value)  # not of a subclass
+
+
+def _number(name: str, value: Any) -> int:
+    try:
+        number = int(operator.index(value))
+    except TypeError:
+        number = -1
+    if not 0 <= number < 2**63:
+        raise ValueError(f"a chunk's {name} must be a whole number from 0 to 2**63 - 1, got {value!r}")
+    return number
 
 
 def _checked_row(values: Sequence[Any]) -> tuple[Any, ...]:

@@ -21,7 +21,12 @@ class Found:
     skipped: list[Skipped] = field(default_factory=list)
 
 
-def find_files(paths: Iterable[str | Path], suffixes: Collection[str]) -> Found:
+def as_paths(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+    """Return a path, or several, as a list."""
+    return [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+
+
+def find_files(paths: str | Path | Iterable[str | Path], suffixes: Collection[str]) -> Found:
     """Return the files named, and those below the folders named whose suffix is among `suffixes`.
 
     Symbolic links are followed; a link back to a folder that is being walked is skipped with a reason, as
@@ -31,43 +36,63 @@ def find_files(paths: Iterable[str | Path], suffixes: Collection[str]) -> Found:
         DocumentError: a path does not exist, or names a file of another kind.
     """
     found = Found()
-    files: dict[Path, None] = {}
+    files: dict[Path, Path] = {}  # by where links lead: a file is read once
     visited: set[tuple[int, int]] = set()
-    for path in map(Path, paths):
+    for path in as_paths(paths):
         if not path.exists():
             raise DocumentError(f"there is no file or folder {path}")
+        root = absolute(path)
         if path.is_dir():
-            files.update(dict.fromkeys(_walk(path.resolve(), (), visited, suffixes, found.skipped)))
+            for file in _walk(root, visited, suffixes, found.skipped):
+                files.setdefault(file.resolve(), file)
         elif path.suffix.lower() not in suffixes:
             raise DocumentError(
                 f"{path} is not a document: its name must end with one of {' '.join(sorted(suffixes))}"
             )
+        elif not path.is_file():
+            raise DocumentError(f"{path} is not a regular file; name a file or a folder")
         else:
-            files[path.resolve()] = None
-    found.files = list(files)
+            files.setdefault(root.resolve(), root)
+    found.files = list(files.values())
     return found
 
 
+def absolute(path: Path) -> Path:
+    """Return a path from the root of the file system: a folder without links, a file with its own name."""
+    return path.resolve() if path.is_dir() else path.parent.resolve() / path.name
+
+
+@dataclass(frozen=True, slots=True)
+class _Level:
+    """A folder that is being walked: what is left in it, and where it really is."""
+
+    identity: tuple[int, int]
+    left: Iterator[Path]
+
+
 def _walk(
-    folder: Path,
-    ancestors: tuple[tuple[int, int], ...],
-    visited: set[tuple[int, int]],
-    suffixes: Collection[str],
-    skipped: list[Skipped],
+    root: Path, visited: set[tuple[int, int]], suffixes: Collection[str], skipped: list[Skipped]
 ) -> Iterator[Path]:
-    identity = _identity(folder)
-    if identity in ancestors:
-        skipped.append(Skipped(str(folder), f"is a symbolic link loop, back to {folder.resolve()}"))
-        return
-    if identity in visited:
-        return
-    visited.add(identity)
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError as error:
-        skipped.append(Skipped(str(folder), f"cannot be listed: {error.strerror}"))
-        return
-    for path in entries:
+    levels: list[_Level] = []
+
+    def enter(folder: Path) -> None:
+        status = folder.stat()
+        identity = status.st_dev, status.st_ino
+        if any(level.identity == identity for level in levels):
+            skipped.append(Skipped(str(folder), f"is a symbolic link loop, back to {folder.resolve()}"))
+        elif identity not in visited:
+            visited.add(identity)
+            try:
+                levels.append(_Level(identity, iter(sorted(folder.iterdir()))))
+            except OSError as error:
+                skipped.append(Skipped(str(folder), f"cannot be listed: {error.strerror}"))
+
+    enter(root)
+    while levels:
+        path = next(levels[-1].left, None)
+        if path is None:
+            levels.pop()
+            continue
         if path.name.startswith("."):
             continue
         try:
@@ -77,14 +102,9 @@ def _walk(
                 skipped.append(Skipped(str(path), _link_problem(error)))
             continue
         if stat.S_ISDIR(mode):
-            yield from _walk(path, (*ancestors, identity), visited, suffixes, skipped)
+            enter(path)
         elif stat.S_ISREG(mode) and path.suffix.lower() in suffixes:
-            yield path.resolve()
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    found = folder.stat()
-    return found.st_dev, found.st_ino
+            yield path
 
 
 def _link_problem(error: OSError) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -52,8 +53,18 @@ class SentenceTransformerEmbedder:
     """
 
     def __init__(self, model: str, name: str | None = None) -> None:
+        if Path(model).is_dir():
+            model = str(Path(model).resolve())
         self.name = name or model
         self._model_name = model
+
+    def load(self) -> None:
+        """Load the model now.
+
+        Raises:
+            ModelError: it cannot be found or loaded.
+        """
+        _ = self._model
 
     @property
     def dimension(self) -> int:

@@ -8,6 +8,7 @@ A value that is missing satisfies only $ne, $nin and `{"$exists": False}`.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -150,9 +151,22 @@ _OPERATORS: dict[str, Operator] = {
 def _scalar(value: Any) -> Any:
     if isinstance(value, bool):
         return int(value)
-    if not isinstance(value, int | float | str):
-        raise ValueError(f"a filter compares texts and numbers, got {value!r}")
+    is_right = (
+        (isinstance(value, int) and -(2**63) <= value < 2**63)
+        or (isinstance(value, float) and math.isfinite(value))
+        or _is_unicode(value)
+    )
+    if not is_right:
+        raise ValueError(f"a filter compares texts and finite numbers of 64 bits, got {value!r}")
     return value
+
+
+def _is_unicode(value: Any) -> bool:
+    try:
+        str.encode(value)
+    except (TypeError, UnicodeEncodeError):
+        return False
+    return True
 
 
 def _is_list(value: Any) -> bool:

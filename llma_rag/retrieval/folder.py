@@ -22,7 +22,8 @@ class StoreFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.database = self.path / _DATABASE
-        self._lock = FileLock(self.path / _LOCK, timeout=0)  # the system frees a dead holder's
+        # the system frees a dead holder's lock; any thread may close a store
+        self._lock = FileLock(self.path / _LOCK, timeout=0, thread_local=False)
 
     def require(self) -> None:
         """Raise StoreError unless there is a store."""
@@ -31,9 +32,18 @@ class StoreFolder:
                 f"the store {self.path} has a format that this version does not read; remove it and index again"
             )
         if not self.database.is_file():
-            raise StoreError(
-                f"there is no store in {self.path}; make one with `llma-rag index PATH --store {self.path}`"
-            )
+            raise self.missing()
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether there is a vector file."""
+        return any(self.path.glob("vectors-*.faiss"))
+
+    def missing(self) -> StoreError:
+        """Return the error that says so."""
+        return StoreError(
+            f"there is no store in {self.path}; make one with `llma-rag index PATH --store {self.path}`"
+        )
 
     def make(self) -> None:
         """Make the folder where it is missing; a folder with other files in it is refused."""
@@ -46,7 +56,7 @@ class StoreFolder:
             return
         if others:
             raise StoreError(f"the folder {self.path} holds other files and no store; name an empty folder")
-        if any(self.path.glob("vectors-*.faiss")):
+        if self.has_vectors:
             raise StoreError(
                 f"the store {self.path} is corrupt: {_DATABASE} is missing or empty; remove the folder and index again"
             )
@@ -71,10 +81,17 @@ class StoreFolder:
         self._lock.release()
 
     def write_vectors(self, content: bytes) -> dict[str, str]:
-        """Write a vector file; return its name and SHA-256 for the manifest."""
+        """Write a vector file; return its name and SHA-256 for the manifest.
+
+        Raises:
+            StoreError: the file system does not take it.
+        """
         sha256 = digest(content)
         name = f"vectors-{sha256[:16]}.faiss"
-        write_atomically(self.path / name, content)
+        try:
+            write_atomically(self.path / name, content)
+        except OSError as error:
+            raise StoreError(f"the store {self.path} cannot be written: {error.strerror}") from error
         return {"name": name, "sha256": sha256}
 
     def read_vectors(self, name: str, sha256: str) -> bytes:

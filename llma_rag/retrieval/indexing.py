@@ -11,10 +11,10 @@ import numpy as np
 
 from llma_rag.errors import DocumentError
 from llma_rag.retrieval.database import StoredDocument
-from llma_rag.retrieval.discovery import find_files
+from llma_rag.retrieval.discovery import absolute, as_paths, find_files
 from llma_rag.retrieval.documents import Chunk, Document, Skipped
 from llma_rag.retrieval.embedding import Vectors
-from llma_rag.retrieval.reading import SUFFIXES, extract, load
+from llma_rag.retrieval.reading import SUFFIXES, extract, load, no_documents, reader_versions
 from llma_rag.retrieval.splitting import CHUNK_TOKENS, OVERLAP_TOKENS, split_documents
 from llma_rag.retrieval.store import DocumentStore
 
@@ -61,7 +61,7 @@ class _Reading:
 
 def index_documents(
     store: DocumentStore,
-    paths: Iterable[str | Path],
+    paths: str | Path | Iterable[str | Path],
     *,
     progress: Callable[[IndexProgress], None] | None = None,
 ) -> IndexReport:
@@ -69,40 +69,49 @@ def index_documents(
 
     A document's content decides whether it is read again. Documents that vanished below the given paths are
     removed; those from elsewhere stay. Each document is replaced at once, so a run may be interrupted at any
-    moment, and the next one goes on from there. A file that cannot be read is reported, and what the store
-    holds of its last readable version stays.
+    moment, and the next one goes on from there. A file that cannot be read is reported, with a word if the store
+    goes on holding its last readable version.
 
     Raises:
         DocumentError: a path does not exist, or there is nothing to index.
     """
-    roots = [Path(path) for path in paths]
-    found = find_files(roots, SUFFIXES)
-    known = {document.source: document.fingerprint for document in store.documents()}
+    roots = as_paths(paths)
+    sources = store.sources
+    gone = [root for root in roots if not root.exists() and _below([absolute(root)], sources)]
+    found = find_files([root for root in roots if root not in gone], SUFFIXES)
     report = IndexReport(skipped=found.skipped)
-    vanished = _vanished(known, roots)
+    known = _Known({one.source: one.fingerprint for one in store.documents()}, store.unread())
+    vanished = _vanished(known.documents, roots)
     if not found.files and not vanished:
-        raise DocumentError(
-            f"{' and '.join(map(str, roots))} holds no document ({' '.join(sorted(SUFFIXES))})"
-        )
+        raise no_documents(roots)
     if vanished:
         store.remove_sources(vanished)
         report.removed = len(vanished)
-    changed = [path for path in found.files if not _is_unchanged(path, known, report)]
-    run = _Run(store, report, len(changed), progress)
+    store.forget_unread(_vanished(known.unread, roots))
+    changed = [path for path in found.files if not _is_settled(path, known, report)]
+    run = _Run(store, known, report, len(changed), progress)
     for path in changed:
-        run.take(path, known)
+        run.take(path)
     run.finish()
     report.skipped.sort(key=lambda one: one.path)
     return report
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the store knew before: fingerprints of documents, and of files that could not be read with the reason."""
+
+    documents: dict[str, str]
+    unread: dict[str, tuple[str, Skipped]]
+
+
 def _vanished(known: Iterable[str], paths: Sequence[Path]) -> list[str]:
-    roots = [path.resolve() for path in paths]
-    return [
-        source
-        for source in known
-        if any(Path(source).is_relative_to(root) for root in roots) and not _may_exist(Path(source))
-    ]
+    roots = [absolute(path) for path in paths]
+    return [source for source in _below(roots, known) if not _may_exist(Path(source))]
+
+
+def _below(roots: Sequence[Path], sources: Iterable[str]) -> list[str]:
+    return [source for source in sources if any(Path(source).is_relative_to(root) for root in roots)]
 
 
 def _may_exist(path: Path) -> bool:
@@ -112,19 +121,30 @@ def _may_exist(path: Path) -> bool:
         return True  # a folder above it may not be read now
 
 
-def _is_unchanged(path: Path, known: dict[str, str], report: IndexReport) -> bool:
-    if str(path) not in known:
+def _is_settled(path: Path, known: _Known, report: IndexReport) -> bool:
+    """Return whether a file need not be read again, and count it then."""
+    if str(path) not in known.documents and str(path) not in known.unread:
         return False
     try:
-        same = known[str(path)] == _fingerprint(load(path))
+        content = load(path)
     except DocumentError:
         return False  # told when it is read
-    report.unchanged += same
-    return same
+    fingerprint, problem = known.unread.get(str(path), ("", None))
+    if problem is not None and fingerprint == _unread_fingerprint(content):
+        report.skipped.append(problem)
+        return True
+    is_unchanged = known.documents.get(str(path)) == _fingerprint(content)
+    report.unchanged += is_unchanged
+    return is_unchanged
 
 
 def _fingerprint(content: bytes) -> str:
     return f"{hashlib.sha256(content).hexdigest()}-{_READING_VERSION}-{CHUNK_TOKENS}-{OVERLAP_TOKENS}"
+
+
+def _unread_fingerprint(content: bytes) -> str:
+    """Return a fingerprint that changes with the reading libraries too: newer ones may manage."""
+    return f"{_fingerprint(content)}-{reader_versions()}"
 
 
 class _Run:
@@ -133,11 +153,13 @@ class _Run:
     def __init__(
         self,
         store: DocumentStore,
+        known: _Known,
         report: IndexReport,
         files: int,
         progress: Callable[[IndexProgress], None] | None,
     ) -> None:
         self._store = store
+        self._known = known
         self._embedder = store.embedder
         self._report = report
         self._files = files
@@ -146,28 +168,30 @@ class _Run:
         self._waiting: list[_Reading] = []
         self._kept_any = False
 
-    def take(self, path: Path, known: dict[str, str]) -> None:
+    def take(self, path: Path) -> None:
         """Read a file; store what waits when it is enough."""
+        content = None
         try:
             content = load(path)
             pages = extract(content, path)
         except DocumentError as error:
+            may_be_remembered = content is not None and not isinstance(error.__cause__, ImportError)
             reason = str(error).removeprefix(f"{path} ")
-            self._report.skipped.append(Skipped(str(path), reason))
-            self._advance()
+            if str(path) in self._known.documents:
+                reason += "; its last readable version stays"
+            self._skip(Skipped(str(path), reason), content if may_be_remembered else None)
             return
         if not pages:
             reason = "is empty" if not content.strip() else "holds no text"
-            self._report.skipped.append(Skipped(str(path), reason, broken=False))
-            if str(path) in known:
+            if str(path) in self._known.documents:
                 self._store.remove_sources([str(path)])
                 self._report.removed += 1
-            self._advance()
+            self._skip(Skipped(str(path), reason, broken=False), content)
             return
         chunks = split_documents(pages, self._embedder.count_tokens)
         document = StoredDocument(str(path), _fingerprint(content), len(chunks))
         self._waiting.append(_Reading(document, pages, chunks, self._known_vectors(str(path), chunks)))
-        if str(path) in known:
+        if str(path) in self._known.documents:
             self._report.changed += 1
         else:
             self._report.new += 1
@@ -185,6 +209,8 @@ class _Run:
                     reading.chunks,
                     np.stack([vector for vector in reading.vectors if vector is not None]),
                 )
+            read = {reading.document.source for reading in self._waiting}
+            self._store.forget_unread(sorted(read & self._known.unread.keys()))
             if self._kept_any:
                 self._store.forget_embedded()
         self._kept_any = False
@@ -192,6 +218,13 @@ class _Run:
             self._report.chunks += len(reading.chunks)
             self._advance()
         self._waiting = []
+
+    def _skip(self, skipped: Skipped, content: bytes | None) -> None:
+        """Report a file that was not read; with its content the reason is remembered."""
+        self._report.skipped.append(skipped)
+        if content is not None:
+            self._store.remember_unread(_unread_fingerprint(content), skipped)
+        self._advance()
 
     def _known_vectors(self, source: str, chunks: Sequence[Chunk]) -> list[Vectors | None]:
         """Return the vectors that an earlier version of the document or an interrupted run left."""

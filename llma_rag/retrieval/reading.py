@@ -7,8 +7,11 @@ The libraries that read the richer kinds come with `pip install 'llma-rag[docume
 from __future__ import annotations
 
 import csv
+import functools
+import importlib.metadata
 import io
 import json
+import stat
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -17,11 +20,12 @@ from typing import Any
 from charset_normalizer import from_bytes
 
 from llma_rag.errors import DocumentError
-from llma_rag.retrieval.discovery import find_files
+from llma_rag.retrieval.discovery import as_paths, find_files
 from llma_rag.retrieval.documents import Document
 
 MAX_FILE_BYTES = 64 * 2**20
 MAX_UNPACKED_BYTES = 512 * 2**20  # of a file that is a zip archive inside
+MAX_MARKUP_BYTES = 32 * 2**20  # of the XML in it, which takes twenty times as much memory
 MAX_JSON_VALUES = 1_000_000
 
 _TEXT = ".txt .text .log .rst .adoc .org .tex"
@@ -30,24 +34,38 @@ _CODE = (
     ".jl .lua .sh .bash .ps1 .sql .proto .toml .yaml .yml .ini .cfg .css .vue"
 )
 
+_READERS = (
+    "beautifulsoup4",
+    "charset-normalizer",
+    "lxml",
+    "markdownify",
+    "pypdf",
+    "python-docx",
+    "python-pptx",
+)
+
 Extract = Callable[[bytes, str], Iterable[Document]]
 
 
-def read_documents(paths: Iterable[str | Path]) -> list[Document]:
+def read_documents(paths: str | Path | Iterable[str | Path]) -> list[Document]:
     """Read files, and all documents below folders, in a stable order, each once.
 
     Raises:
         DocumentError: a path is missing, a folder holds no document, or a file cannot be read.
     """
-    paths = list(paths)
+    paths = as_paths(paths)
     found = find_files(paths, SUFFIXES)
     for skipped in found.skipped:
         raise DocumentError(f"{skipped.path} {skipped.reason}")
     if not found.files:
-        raise DocumentError(
-            f"{' and '.join(map(str, paths)) or 'nothing'} holds no document ({' '.join(sorted(SUFFIXES))})"
-        )
+        raise no_documents(paths)
     return [document for path in found.files for document in extract(load(path), path)]
+
+
+def no_documents(paths: Iterable[Path]) -> DocumentError:
+    """Return the error that says so."""
+    names = " and ".join(map(str, paths)) or "nothing"
+    return DocumentError(f"{names} holds no document ({' '.join(sorted(SUFFIXES))})")
 
 
 def load(path: Path) -> bytes:
@@ -58,12 +76,15 @@ def load(path: Path) -> bytes:
     """
     try:
         str(path).encode()
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise DocumentError(f"{path} is not a regular file; name a file or a folder")
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
             raise DocumentError(
-                f"{path} has {size} bytes; at most {MAX_FILE_BYTES} are read, so split it first"
+                f"{path} has over {MAX_FILE_BYTES} bytes, the most that are read; split it first"
             )
-        return path.read_bytes()
+        return content
     except UnicodeEncodeError as error:
         raise DocumentError(f"{path!a} has a name that is not UTF-8; rename it") from error
     except OSError as error:
@@ -83,12 +104,24 @@ def extract(content: bytes, path: Path) -> list[Document]:
         raise
     except ImportError as error:
         raise DocumentError(
-            f"{path} needs {error.name} to be read; install it with `pip install 'llma-rag[documents]'`"
+            f"{path} needs a library that is missing ({error.name}); `pip install 'llma-rag[documents]'` brings it"
         ) from error
     except Exception as error:  # on a damaged file the libraries raise whatever comes
         reason = " ".join(f"{error}".split())[:200] or type(error).__name__
         raise DocumentError(f"{path} is damaged or not a {kind} file: {reason}") from error
     return [_whole(document) for document in documents if document.text.strip()]
+
+
+@functools.cache
+def reader_versions() -> str:
+    """Return which versions of the reading libraries there are."""
+    versions = []
+    for name in _READERS:
+        try:
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            versions.append(f"no {name}")
+    return ", ".join(versions)
 
 
 def _whole(document: Document) -> Document:
@@ -233,9 +266,15 @@ def _shape_texts(shapes: Iterable[Any]) -> Iterator[str]:
 
 def _require_small_archive(content: bytes, source: str) -> None:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        unpacked = sum(entry.file_size for entry in archive.infolist())
-    if unpacked > MAX_UNPACKED_BYTES:
-        raise DocumentError(f"{source} unpacks to {unpacked} bytes; at most {MAX_UNPACKED_BYTES} are read")
+        entries = archive.infolist()
+    markup = [entry for entry in entries if entry.filename.endswith((".xml", ".rels"))]
+    for counted, most, what in (
+        (entries, MAX_UNPACKED_BYTES, "bytes"),
+        (markup, MAX_MARKUP_BYTES, "bytes of XML"),
+    ):
+        unpacked = sum(entry.file_size for entry in counted)
+        if unpacked > most:
+            raise DocumentError(f"{source} unpacks to {unpacked} {what}; at most {most} are read")
 
 
 def _csv(content: bytes, source: str) -> Iterator[Document]:
@@ -245,7 +284,8 @@ def _csv(content: bytes, source: str) -> Iterator[Document]:
         dialect: Any = csv.Sniffer().sniff(text[:65536], delimiters=",;\t|")
     except csv.Error:
         dialect = csv.excel_tab if source.lower().endswith(".tsv") else csv.excel
-    rows = csv.reader(io.StringIO(text, newline=""), dialect, strict=True)
+    csv.field_size_limit(MAX_FILE_BYTES)
+    rows = csv.reader(io.StringIO(text, newline=""), dialect, strict=True, doublequote=True)
     names = next(rows, [])
     lines = [
         "; ".join(
@@ -264,7 +304,7 @@ def _json(content: bytes, source: str) -> Iterator[Document]:
 
 
 def _json_lines(content: bytes, source: str) -> Iterator[Document]:
-    lines = _decode(content, source).splitlines()
+    lines = _decode(content, source).split("\n")  # a string may hold other line separators
     yield Document(_value_lines((json.loads(line) for line in lines if line.strip()), source), source)
 
 

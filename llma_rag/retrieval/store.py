@@ -11,8 +11,8 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
@@ -20,17 +20,17 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 
 from llma_rag.errors import StoreError
-from llma_rag.retrieval.database import Database, StoredDocument
-from llma_rag.retrieval.documents import Chunk, Document
+from llma_rag.retrieval.database import Database, StoredDocument, VectorChange
+from llma_rag.retrieval.documents import Chunk, Document, Skipped
 from llma_rag.retrieval.embedding import Embedder, Vectors
 from llma_rag.retrieval.filters import Filter
 from llma_rag.retrieval.folder import StoreFolder
 from llma_rag.retrieval.ranking import maximal_marginal_relevance, reciprocal_rank_fusion
-from llma_rag.retrieval.vectors import EXACT_UP_TO, IndexShape, Numbers, VectorIndex
+from llma_rag.retrieval.vectors import EXACT_UP_TO, IndexShape, VectorIndex
 
 SearchMode = Literal["hybrid", "vectors", "words"]
 
-_FORMAT = 2
+_FORMAT = 3
 _POOL = 50  # candidates that each ranking gives to a hybrid search, at least
 _WORDS_VOTE_FROM = 0.5  # coverage: where no passage has half of what the query says, words only mislead
 _LOG_SHARE = 0.1  # of the vectors: as many changes may wait for the next FAISS file when a writer closes
@@ -91,7 +91,7 @@ class DocumentStore:
     """
 
     def __init__(self, embedder: Embedder, *, exact_up_to: int = EXACT_UP_TO) -> None:
-        self._prepare(embedder, exact_up_to, None, Database(None, write=True), write=True)
+        self._prepare(embedder, exact_up_to, None, Database(None, _new_manifest(embedder)), write=True)
 
     def _prepare(
         self,
@@ -110,9 +110,9 @@ class DocumentStore:
         self._lock = threading.RLock()
         self._index: VectorIndex | None = None
         self._dimension: int | None = None  # known from the first vectors on, before the index takes them in
-        self._pending: list[tuple[Numbers, Vectors | None]] | None = None  # changes of a batch under way
+        self._in_batch = False
         self._vector_file: str | None = None
-        self._sequence = 0
+        self._sequence = 0  # of the last change that the index has taken in
         self._closed = False
 
     # -- opening and closing ------------------------------------------------------------------------
@@ -130,7 +130,8 @@ class DocumentStore:
         """Open the store in a folder, to search it or, with `write`, also to change it.
 
         With `write` the folder is made where it is missing, and no other process can write until `close`.
-        Readers go on, and see each change when it is complete.
+        Readers go on, and see each change when it is complete; one that has no leave to write in the folder may
+        see the store as it was when it opened it.
 
         Args:
             folder: the store's place.
@@ -149,8 +150,9 @@ class DocumentStore:
             place.lock()
         try:
             store = cls.__new__(cls)
-            place_database = _open_database(place, write=write)
-            store._prepare(embedder, exact_up_to, place, place_database, write=write)
+            store._prepare(
+                embedder, exact_up_to, place, _open_database(place, embedder if write else None), write=write
+            )
             try:
                 store._require_own_manifest()
                 if verify:
@@ -168,8 +170,15 @@ class DocumentStore:
 
     @staticmethod
     def exists(folder: str | Path) -> bool:
-        """Return whether there is a store in the folder."""
-        return StoreFolder(folder).database.is_file()
+        """Return whether there is a store in the folder, be it damaged."""
+        place = StoreFolder(folder)
+        if not place.database.is_file():
+            return False
+        try:
+            with closing(Database(place.database)) as database:
+                return not database.is_empty or place.has_vectors
+        except StoreError:
+            return True
 
     @staticmethod
     def embedding_model(folder: str | Path) -> str:
@@ -178,9 +187,9 @@ class DocumentStore:
         Raises:
             StoreError: there is no store, or it is corrupt.
         """
-        database = _open_database(StoreFolder(folder), write=False)
+        database = _open_database(StoreFolder(folder), None)
         try:
-            return str(_checked_manifest(database, Path(folder))["embedding_model"])
+            return str(_checked_manifest(database)["embedding_model"])
         finally:
             database.close()
 
@@ -192,6 +201,8 @@ class DocumentStore:
             self._closed = True
             try:
                 if self._folder is not None and self._write:
+                    with self._database.transaction(write=False):
+                        self._catch_up()
                     waiting = self._database.count_changes()
                     if waiting > _LOG_SHARE * self._size():
                         self._write_vector_file()
@@ -218,9 +229,13 @@ class DocumentStore:
 
     @property
     def sources(self) -> list[str]:
-        """The documents' sources, sorted."""
+        """The sources of all passages, sorted."""
+        return list(self.count_by_source())
+
+    def count_by_source(self) -> dict[str, int]:
+        """Return the sources of all passages, sorted, with their numbers of passages."""
         with self._reading():
-            return self._database.sources()
+            return self._database.count_by_source()
 
     def documents(self) -> list[StoredDocument]:
         """Return the documents that were read from files, sorted by source."""
@@ -235,7 +250,7 @@ class DocumentStore:
                 format=_FORMAT,
                 embedding_model=self._embedder.name,
                 dimension=self._index.dimension if self._index else None,
-                documents=len(self._database.sources()),
+                documents=len(self._database.count_by_source()),
                 chunks=self._size(),
                 index=shape.kind,
                 lists=shape.lists,
@@ -281,7 +296,7 @@ class DocumentStore:
     def batch(self) -> Iterator[None]:
         """Make all changes inside happen at once, or none of them where an error leaves the block."""
         with self._lock:
-            if self._pending is not None:
+            if self._in_batch:
                 yield  # inside another batch
                 return
             self._require_open()
@@ -289,23 +304,21 @@ class DocumentStore:
                 raise StoreError(
                     f"the store {self._folder and self._folder.path} was opened for reading; open it with write=True"
                 )
-            self._pending = []
+            self._in_batch = True
             try:
                 with self._database.transaction():
+                    self._catch_up()
                     yield
-                    done = self._pending
-                    if self._folder is None:
-                        self._database.forget_changes()  # nobody reads them
             finally:
-                self._pending = None
+                self._in_batch = False
                 self._dimension = self._index.dimension if self._index is not None else None
-            for numbers, vectors in done:
-                self._apply(numbers, vectors)
-            self._sequence = self._database.last_sequence()
-            if self._folder is None and self._index is not None:
-                self._index.reorganize()
+            with self._reading():
+                pass
+            if self._folder is None:
+                self._settle_in_memory()
             elif self._database.count_changes() > max(_LOG_MOST, self._size() // 4):
-                self._write_vector_file()
+                with suppress(StoreError):  # nothing is lost: `close` tries again, and tells
+                    self._write_vector_file()
 
     def add(
         self, chunks: Sequence[Chunk], vectors: Vectors | None = None, *, ids: Sequence[str] | None = None
@@ -323,6 +336,7 @@ class DocumentStore:
         ids = [uuid.uuid4().hex for _ in chunks] if ids is None else list(ids)
         if len(ids) != len(chunks) or len(set(ids)) != len(ids):
             raise ValueError(f"there must be one id of its own per chunk, got {len(ids)} for {len(chunks)}")
+        self._require_open()
         if not chunks:
             return []
         if vectors is None:
@@ -331,9 +345,7 @@ class DocumentStore:
         with self.batch():
             self._dimension = vectors.shape[1]
             self._remove(list(self._database.numbers_of_ids(ids).values()))
-            numbers = self._database.insert_chunks(ids, chunks)
-            self._database.log_added(numbers, vectors)
-            self._pend(numbers, vectors)
+            self._database.log_added(self._database.insert_chunks(ids, chunks), vectors)
         return ids
 
     def put_document(
@@ -364,7 +376,7 @@ class DocumentStore:
         with self.batch():
             self._database.delete_documents(sources)
             return self._remove(
-                [number for source in sources for number in self._database.numbers_of_source(source)]
+                [number for one in dict.fromkeys(sources) for number in self._database.numbers_of_source(one)]
             )
 
     def save(self, folder: str | Path) -> None:
@@ -379,7 +391,23 @@ class DocumentStore:
             for document in self._database.documents():
                 other._database.insert_document(document, self._database.pages(document.source))
 
-    # -- vectors of a document that is not finished ----------------------------------------------------
+    # -- what indexing remembers ----------------------------------------------------------------------
+
+    def remember_unread(self, fingerprint: str, skipped: Skipped) -> None:
+        """Remember why a file of this fingerprint was not read."""
+        with self.batch():
+            self._database.remember_unread(fingerprint, skipped)
+
+    def unread(self) -> dict[str, tuple[str, Skipped]]:
+        """Return the files that were not read by path, each with its fingerprint and the reason."""
+        with self._reading():
+            return self._database.unread()
+
+    def forget_unread(self, paths: Sequence[str]) -> None:
+        """Forget files that are read now, or gone."""
+        if paths:
+            with self.batch():
+                self._database.forget_unread(paths)
 
     def keep_embedded(self, vectors: Mapping[bytes, Vectors]) -> None:
         """Keep vectors under keys, so that an interrupted run need not make them again."""
@@ -389,7 +417,7 @@ class DocumentStore:
 
     def kept_embedded(self, keys: Sequence[bytes]) -> dict[bytes, Vectors]:
         """Return those of the kept vectors that there are."""
-        with self._lock:
+        with self._reading(in_batch=True):
             return self._database.kept_embedded(keys)
 
     def forget_embedded(self) -> None:
@@ -517,7 +545,7 @@ class DocumentStore:
         with self._lock:
             self._require_open()
             if self._database.in_transaction:
-                if self._pending is not None and not in_batch:
+                if self._in_batch and not in_batch:
                     raise StoreError("a batch is under way; leave it before you search or count")
                 yield
                 return
@@ -541,27 +569,46 @@ class DocumentStore:
             pass
 
     def _catch_up(self) -> None:
-        """Take in what another process wrote since the last look."""
-        if self._folder is None:
-            return
-        entry = self._vectors_entry()
+        """Let the index take in all changes since the last look, this process's own or another's.
+
+        An interruption at any point is made up for the next time.
+        """
         last = self._database.last_sequence()
-        if entry["name"] == self._vector_file and last == self._sequence and self._index is not None:
+        entry = self._vectors_entry()
+        is_replaced = entry["name"] != self._vector_file or entry["sequence"] > self._sequence
+        if not is_replaced and last == self._sequence:
             return
-        try:
-            if self._index is None or entry["name"] != self._vector_file:
-                self._index = self._read_vector_file(entry)
-                self._sequence = entry["sequence"]
-            for change in self._database.changes_after(self._sequence):
-                self._apply(np.array([change.number]), None if change.vector is None else change.vector[None])
-            numbers = np.sort(self._index.numbers) if self._index is not None else np.empty(0, np.int64)
-            if not np.array_equal(numbers, self._database.all_numbers()):
-                raise self._database.corrupt("passages and vectors are not the same")
-        except BaseException:
-            self._index, self._vector_file = None, None
-            raise
-        self._vector_file, self._sequence = entry["name"], last
+        if is_replaced:
+            self._index = self._read_vector_file(entry)
+            self._vector_file, self._sequence = entry["name"], entry["sequence"]
+        self._apply(self._database.changes_after(self._sequence))
+        numbers = np.sort(self._index.numbers) if self._index is not None else np.empty(0, np.int64)
+        if not np.array_equal(numbers, self._database.all_numbers()):
+            self._vector_file = None
+            raise self._database.corrupt("passages and vectors are not the same")
+        self._sequence = last
         self._dimension = self._index.dimension if self._index is not None else None
+
+    def _apply(self, changes: Sequence[VectorChange]) -> None:
+        """Bring the index to where the changes lead, whether or not it took some of them in before."""
+        after = {change.number: change.vector for change in changes}
+        if self._index is not None and after:
+            self._index.remove(np.array(list(after), np.int64))
+        added = {number: vector for number, vector in after.items() if vector is not None}
+        if not added:
+            return
+        if self._index is None:
+            self._index = VectorIndex(len(next(iter(added.values()))), self._exact_up_to)
+        if any(len(vector) != self._index.dimension for vector in added.values()):
+            raise self._database.corrupt("vectors have different dimensions")
+        self._index.add(np.array(list(added), np.int64), np.stack(list(added.values())))
+
+    def _settle_in_memory(self) -> None:
+        """Drop the changes, which nobody else reads, and keep the index quick."""
+        with self._database.transaction():
+            self._database.forget_changes(self._sequence)
+        if self._index is not None:
+            self._index.reorganize()
 
     def _read_vector_file(self, entry: Mapping[str, Any]) -> VectorIndex | None:
         assert self._folder is not None
@@ -577,9 +624,7 @@ class DocumentStore:
             raise self._database.corrupt(f"the vectors cannot be read: {error}") from error
 
     def _vectors_entry(self) -> dict[str, Any]:
-        assert self._folder is not None
-        manifest = _checked_manifest(self._database, self._folder.path)
-        return dict(manifest["vectors"])
+        return dict(_checked_manifest(self._database)["vectors"])
 
     def _write_vector_file(self) -> None:
         """Put all vectors into a new file, and let the manifest name it instead of the changes."""
@@ -594,31 +639,15 @@ class DocumentStore:
         }
         with self._database.transaction():
             self._database.write_manifest({"vectors": entry})
-            self._database.forget_changes()
+            self._database.forget_changes(self._sequence)
         self._folder.remove_vectors_but(entry["name"])
         self._vector_file = entry["name"]
-
-    def _apply(self, numbers: Numbers, vectors: Vectors | None) -> None:
-        if vectors is None:
-            self._require_index().remove(numbers)
-            return
-        if self._index is None:
-            self._index = VectorIndex(vectors.shape[1], self._exact_up_to)
-            self._dimension = self._index.dimension
-        if vectors.shape[1] != self._index.dimension:
-            raise self._database.corrupt("vectors have different dimensions")
-        self._index.add(numbers, vectors)
 
     def _remove(self, numbers: Sequence[int]) -> int:
         if numbers:
             self._database.delete_chunks(numbers)
             self._database.log_removed(numbers)
-            self._pend(np.array(numbers, np.int64), None)
         return len(numbers)
-
-    def _pend(self, numbers: Numbers, vectors: Vectors | None) -> None:
-        assert self._pending is not None
-        self._pending.append((numbers, vectors))
 
     def _size(self) -> int:
         return len(self._index) if self._index is not None else 0
@@ -634,27 +663,17 @@ class DocumentStore:
 
     def _require_own_manifest(self) -> None:
         assert self._folder is not None
-        if self._write and not self._database.manifest() and not self._database.count_chunks():
+        made_by = _checked_manifest(self._database)["embedding_model"]
+        if made_by == self._embedder.name:
+            return
+        if self._write and not self._database.count_chunks():  # nothing of that model's is in it
             with self._database.transaction():
-                self._database.write_manifest(
-                    {
-                        "format": _FORMAT,
-                        "embedding_model": self._embedder.name,
-                        "vectors": {
-                            "name": None,
-                            "sha256": None,
-                            "dimension": None,
-                            "sequence": 0,
-                            "shape": {},
-                        },
-                    }
-                )
-        made_by = _checked_manifest(self._database, self._folder.path)["embedding_model"]
-        if made_by != self._embedder.name:
-            raise StoreError(
-                f"the store {self._folder.path} was made with the embedding model {made_by!r}, not "
-                f"{self._embedder.name!r}; open it with that one, or index into another folder"
-            )
+                self._database.write_manifest(_new_manifest(self._embedder))
+            return
+        raise StoreError(
+            f"the store {self._folder.path} was made with the embedding model {made_by!r}, not "
+            f"{self._embedder.name!r}; open it with that one, or index into another folder"
+        )
 
     def _checked_vectors(self, vectors: Vectors, count: int) -> Vectors:
         vectors = np.ascontiguousarray(vectors, np.float32)
@@ -666,31 +685,51 @@ class DocumentStore:
         return vectors
 
 
-def _open_database(folder: StoreFolder, *, write: bool) -> Database:
-    if not write or (folder.path / "manifest.json").exists():
+def _new_manifest(embedder: Embedder) -> dict[str, Any]:
+    vectors: dict[str, Any] = {"name": None, "sha256": None, "dimension": None, "sequence": 0, "shape": {}}
+    return {"format": _FORMAT, "embedding_model": embedder.name, "vectors": vectors}
+
+
+def _open_database(folder: StoreFolder, writer: Embedder | None) -> Database:
+    if writer is None or (folder.path / "manifest.json").exists():
         folder.require()
-    return Database(folder.database, write=write)
+    database = Database(folder.database, None if writer is None else _new_manifest(writer))
+    if not database.is_empty:
+        return database
+    database.close()
+    raise database.corrupt("it is empty") if folder.has_vectors else folder.missing()
 
 
-def _checked_manifest(database: Database, folder: Path) -> dict[str, Any]:
+def _checked_manifest(database: Database) -> dict[str, Any]:
+    """Return the manifest; its values have the types that they should have."""
+    manifest = database.manifest()
+    if manifest.get("format", _FORMAT) != _FORMAT:
+        raise StoreError(
+            f"{database.place} has format {manifest['format']!r}, this version reads {_FORMAT}; "
+            "remove it and index again"
+        )
     try:
-        manifest = database.manifest()
-        if manifest["format"] != _FORMAT:
-            raise StoreError(
-                f"the store {folder} has format {manifest['format']!r}, this version reads {_FORMAT}; "
-                "remove it and index again"
-            )
         vectors = manifest["vectors"]
-        known = {field.name for field in fields(IndexShape)}
-        if not isinstance(manifest["embedding_model"], str) or not set(vectors["shape"]) <= known:
-            raise TypeError("embedding_model and vectors")
-        for name in ("name", "sha256", "dimension", "sequence"):
-            _ = vectors[name]
-        if not isinstance(vectors["sequence"], int):
-            raise TypeError("sequence")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        IndexShape(**vectors["shape"])
+        is_right = (
+            isinstance(manifest["embedding_model"], str)
+            and (
+                vectors["name"] is None
+                or (isinstance(vectors["name"], str) and _is_count(vectors["dimension"]))
+            )
+            and _is_count(vectors["sequence"])
+            and all(_is_count(value) for name, value in vectors["shape"].items() if name != "recall")
+            and isinstance(vectors["shape"].get("recall", 1.0), float | int)
+        )
+    except (KeyError, TypeError, AttributeError) as error:
         raise database.corrupt("its manifest cannot be read") from error
+    if not is_right:
+        raise database.corrupt("its manifest cannot be read")
     return manifest
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
 
 
 def _require_positive(k: int) -> None:

@@ -89,7 +89,7 @@ class VectorIndex:
         self._index.add_with_ids(np.ascontiguousarray(vectors, np.float32), numbers)
 
     def remove(self, numbers: Numbers) -> None:
-        """Remove the vectors of these numbers, which must be in use."""
+        """Remove the vectors of these numbers, those that there are."""
         selector = faiss.IDSelectorArray(numbers) if self.shape.lists else faiss.IDSelectorBatch(numbers)
         self._index.remove_ids(selector)
 
@@ -183,6 +183,9 @@ class VectorIndex:
             raise ValueError(f"its vectors have {made._index.d} numbers, not {dimension}")
         if shape.lists != (made._index.nlist if shape.lists else 0) or not 0 <= shape.probes <= shape.lists:
             raise ValueError(f"it has other inverted lists than {shape.lists} with {shape.probes} probes")
+        if shape.lists:  # the file's own map from numbers to places is not trusted
+            made._index.set_direct_map_type(faiss.DirectMap.NoMap)
+            made._index.set_direct_map_type(faiss.DirectMap.Hashtable)
         return made
 
 

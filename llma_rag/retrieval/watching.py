@@ -1,16 +1,20 @@
-"""Waiting until documents change."""
+"""Watching documents for changes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from llma_rag.errors import DocumentError
 from llma_rag.retrieval.reading import SUFFIXES
 
+_LOOK_EVERY_MS = 500
 
-def wait_for_changes(paths: Iterable[str | Path]) -> None:
-    """Return when documents among the files and folders have changed, and the changes have come to rest.
+
+def changes(paths: Iterable[str | Path]) -> Iterator[None]:
+    """Yield once when the watching has begun, then each time after documents have changed and come to rest.
+
+    What changes while the caller is busy is not missed.
 
     Raises:
         DocumentError: watchfiles is not installed.
@@ -26,4 +30,14 @@ def wait_for_changes(paths: Iterable[str | Path]) -> None:
     def concerns_documents(change: Change, path: str) -> bool:
         return Path(path).suffix.lower() in SUFFIXES or change is Change.deleted
 
-    next(iter(watch(*paths, watch_filter=concerns_documents, raise_interrupt=True)))
+    has_begun = False
+    for found in watch(
+        *paths,
+        watch_filter=concerns_documents,
+        raise_interrupt=True,
+        yield_on_timeout=True,
+        rust_timeout=_LOOK_EVERY_MS,
+    ):
+        if found or not has_begun:
+            has_begun = True
+            yield
