@@ -290,6 +290,10 @@ def test_a_deep_tree_is_walked(tmp_path):
         folder.mkdir()
     (folder / "a.txt").write_text("x")
     assert len(discovery.find_files([tmp_path], SUFFIXES).files) == 1
+    (folder / "a.txt").unlink()
+    while folder != tmp_path:  # pytest cannot remove so deep a tree
+        folder.rmdir()
+        folder = folder.parent
 
 
 @pytest.mark.parametrize(
