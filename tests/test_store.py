@@ -544,7 +544,7 @@ def test_another_embedding_model_is_an_error(store, tmp_path):
 
 def test_another_format_is_an_error(store, tmp_path):
     store.save(tmp_path / "s")
-    with closing(Database(tmp_path / "s" / "store.sqlite", {})) as database, database.transaction():
+    with closing(Database(tmp_path / "s" / "store.sqlite", write=True)) as database, database.transaction():
         database.write_manifest({"format": 99})
     with pytest.raises(StoreError, match="has format 99, this version reads 3"):
         DocumentStore.open(tmp_path / "s", LetterEmbedder())

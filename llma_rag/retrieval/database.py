@@ -119,23 +119,17 @@ class Database:
 
     Args:
         path: the file; None keeps all in memory.
-        manifest: what a new store says of itself. With it rows may be changed, and the file is made where it is
-            missing; None only reads.
+        write: whether rows may be changed; the file is made where it is missing, without tables.
 
     Raises:
         StoreError: the file is no store of ours, or is damaged.
     """
 
-    def __init__(self, path: Path | None, manifest: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, path: Path | None, *, write: bool) -> None:
         self.place = "the store in memory" if path is None else f"the store {path.parent}"
         with self._errors():
-            self._connection = _connect(path, write=manifest is not None)
+            self._connection = _connect(path, write=write)
         try:
-            if manifest is not None and self.is_empty:
-                with self.transaction():
-                    for statement in _SCHEMA.split(";\n"):
-                        self._change(statement)
-                    self.write_manifest(manifest)
             if not self.is_empty and self._rows(_OUR_SCHEMA) != _expected_schema():
                 raise self.corrupt("its tables are not those that this version makes")
         except BaseException:
@@ -144,8 +138,19 @@ class Database:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing yet, not even tables: the writer that began was killed."""
-        return not self._rows("SELECT 1 FROM sqlite_schema LIMIT 1")
+        """Whether there is nothing yet, not even tables."""
+        if self._rows("SELECT 1 FROM sqlite_schema LIMIT 1"):
+            return False
+        if self._rows("PRAGMA page_count")[0][0] > 1:
+            raise self.corrupt("its tables are gone")
+        return True
+
+    def create(self, manifest: Mapping[str, Any]) -> None:
+        """Make the tables of a new store and let it say what it is."""
+        with self.transaction():
+            for statement in _SCHEMA.split(";\n"):
+                self._change(statement)
+            self.write_manifest(manifest)
 
     def close(self) -> None:
         """Close the connection; the last one to close leaves a single file."""
@@ -485,6 +490,8 @@ class Database:
             yield
         except sqlite3.DatabaseError as error:
             raise self._translated(error) from error
+        except UnicodeDecodeError as error:
+            raise self.corrupt(f"a text is not UTF-8: {error.reason}") from error
 
     def _translated(self, error: sqlite3.DatabaseError) -> StoreError:
         reason = " ".join(str(error).split())

@@ -91,7 +91,9 @@ class DocumentStore:
     """
 
     def __init__(self, embedder: Embedder, *, exact_up_to: int = EXACT_UP_TO) -> None:
-        self._prepare(embedder, exact_up_to, None, Database(None, _new_manifest(embedder)), write=True)
+        database = Database(None, write=True)
+        database.create(_new_manifest(embedder))
+        self._prepare(embedder, exact_up_to, None, database, write=True)
 
     def _prepare(
         self,
@@ -175,7 +177,7 @@ class DocumentStore:
         if not place.database.is_file():
             return False
         try:
-            with closing(Database(place.database)) as database:
+            with closing(Database(place.database, write=False)) as database:
                 return not database.is_empty or place.has_vectors
         except StoreError:
             return True
@@ -693,11 +695,18 @@ def _new_manifest(embedder: Embedder) -> dict[str, Any]:
 def _open_database(folder: StoreFolder, writer: Embedder | None) -> Database:
     if writer is None or (folder.path / "manifest.json").exists():
         folder.require()
-    database = Database(folder.database, None if writer is None else _new_manifest(writer))
-    if not database.is_empty:
-        return database
-    database.close()
-    raise database.corrupt("it is empty") if folder.has_vectors else folder.missing()
+    database = Database(folder.database, write=writer is not None)
+    try:
+        if database.is_empty:  # new, or its first writer was killed before it wrote anything
+            if folder.has_vectors:
+                raise database.corrupt("its tables are gone")
+            if writer is None:
+                raise folder.missing()
+            database.create(_new_manifest(writer))
+    except BaseException:
+        database.close()
+        raise
+    return database
 
 
 def _checked_manifest(database: Database) -> dict[str, Any]:

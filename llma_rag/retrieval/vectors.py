@@ -183,6 +183,8 @@ class VectorIndex:
             raise ValueError(f"its vectors have {made._index.d} numbers, not {dimension}")
         if shape.lists != (made._index.nlist if shape.lists else 0) or not 0 <= shape.probes <= shape.lists:
             raise ValueError(f"it has other inverted lists than {shape.lists} with {shape.probes} probes")
+        if len(made.numbers) != len(made):
+            raise ValueError(f"it has {len(made.numbers)} numbers for {len(made)} vectors")
         if shape.lists:  # the file's own map from numbers to places is not trusted
             made._index.set_direct_map_type(faiss.DirectMap.NoMap)
             made._index.set_direct_map_type(faiss.DirectMap.Hashtable)
