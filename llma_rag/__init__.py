@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llma_rag.decoding import DraftConfig
-    from llma_rag.engine import Engine, Generation, TextStream, Timings
+    from llma_rag.engine import Engine, RequestOptions
     from llma_rag.errors import (
         ContextLengthError,
         DataError,
@@ -16,9 +16,11 @@ if TYPE_CHECKING:
         ModelError,
         PromptError,
         RequestCancelledError,
+        RequestTimeoutError,
         StoreError,
         UnsupportedModelError,
     )
+    from llma_rag.generation import Generation, Timings
     from llma_rag.prompts import documents_prompt, quoting_prompt
     from llma_rag.provenance import CopiedSpan, Reference
     from llma_rag.retrieval import (
@@ -37,10 +39,12 @@ if TYPE_CHECKING:
         read_documents,
         split_documents,
     )
+    from llma_rag.streams import AsyncTextStream, TextStream
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AsyncTextStream",
     "Chunk",
     "ContextLengthError",
     "CopiedSpan",
@@ -59,6 +63,8 @@ __all__ = [
     "PromptError",
     "Reference",
     "RequestCancelledError",
+    "RequestOptions",
+    "RequestTimeoutError",
     "Skipped",
     "StoreError",
     "StoreInfo",
@@ -79,9 +85,11 @@ __all__ = [
 _HOMES = {
     "DraftConfig": "decoding",
     "Engine": "engine",
-    "Generation": "engine",
-    "TextStream": "engine",
-    "Timings": "engine",
+    "RequestOptions": "engine",
+    "Generation": "generation",
+    "Timings": "generation",
+    "AsyncTextStream": "streams",
+    "TextStream": "streams",
     "documents_prompt": "prompts",
     "quoting_prompt": "prompts",
     "CopiedSpan": "provenance",

@@ -10,95 +10,46 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from queue import SimpleQueue
-from types import TracebackType
-from typing import Any, Literal
+from typing import Any, TypedDict, Unpack
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from llma_rag.decoding import DraftConfig, Drafter, NoDrafter, ReferenceDrafter, Step, greedy_decode
-from llma_rag.errors import ModelError, RequestCancelledError
+from llma_rag.errors import ModelError, RequestCancelledError, RequestTimeoutError
+from llma_rag.generation import Generation, Timings
 from llma_rag.models import ModelRunner, Verdict, cached_probe, load_model, require_agreement
-from llma_rag.provenance import CopiedSpan, Reference, ReferenceText, as_references, copied_spans, coverage
+from llma_rag.provenance import Reference, ReferenceText, as_references, copied_spans
+from llma_rag.streams import AsyncTextStream, Event, TextStream
 from llma_rag.text import Detokenizer, Message, StopStrings, prompt_ids, reference_ids
 from llma_rag.workers import worker_for
 
 DEFAULT_MAX_TOKENS = 512
 _WIDTHS = {"cpu": (8, 16, 4), "cuda": (16, 8, 32)}  # tried in this order, first one that is exact
 
-FinishReason = Literal["stop", "length"]
 
-
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """Seconds by phase.
+class RequestOptions(TypedDict, total=False):
+    """What a request may say beside its prompt.
 
     Attributes:
-        queued_s: waiting for the model's worker.
-        prefill_s: reading the prompt up to the first token, indexing the references included.
-        decode_s: from the first token to the last.
-        draft_s: the part of decode_s that proposed drafts.
-        verify_s: the part of decode_s that the model took.
+        references: texts that the answer may copy from, best first. The prompt always is one.
+        max_tokens: most ids to produce, 512 by default; None takes what room the context has.
+        stop: strings that end the answer and are not part of it.
+        draft: False decodes plainly, in the same shapes: the same ids, one per pass.
+        timeout: seconds, waiting included, after which the model stops with an error; None for no limit.
+        chat_template_kwargs: handed to the model's chat template, such as `tools` or `enable_thinking`.
+        answer_prefix: how the answer begins: the model goes on from there. It is not part of the text.
     """
 
-    queued_s: float
-    prefill_s: float
-    decode_s: float
-    draft_s: float
-    verify_s: float
-
-    @property
-    def total_s(self) -> float:
-        """Seconds of work on the request, waiting excluded."""
-        return self.prefill_s + self.decode_s
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """An answer and its evidence.
-
-    Attributes:
-        text: the answer, without special tokens and without the stop string.
-        token_ids: its ids, an end-of-sequence id included.
-        finish_reason: `stop` at an end-of-sequence id or stop string, `length` at max_tokens or at the end
-            of the context.
-        prompt_tokens: ids of the prompt.
-        forward_passes: passes that produced ids; the prefill counts as one.
-        drafted: copied ids that the model checked.
-        accepted: copied ids that the model agreed with.
-        copied_spans: which characters of the text stand in which reference.
-        timings: seconds by phase.
-        verdict: whether drafts are exact here; where they are not, none were used.
-    """
-
-    text: str
-    token_ids: list[int]
-    finish_reason: FinishReason
-    prompt_tokens: int
-    forward_passes: int
-    drafted: int
-    accepted: int
-    copied_spans: list[CopiedSpan]
-    timings: Timings
-    verdict: Verdict
-
-    @property
-    def completion_tokens(self) -> int:
-        """Ids produced."""
-        return len(self.token_ids)
-
-    @property
-    def tokens_per_pass(self) -> float:
-        """Ids produced per forward pass."""
-        return self.completion_tokens / self.forward_passes
-
-    @property
-    def copied_coverage(self) -> float:
-        """Share (0 to 1) of the text that stands in a reference."""
-        return coverage(self.copied_spans, len(self.text))
+    references: Iterable[str | ReferenceText]
+    max_tokens: int | None
+    stop: Sequence[str]
+    draft: bool
+    timeout: float | None
+    chat_template_kwargs: Mapping[str, Any]
+    answer_prefix: str
 
 
 class Engine:
@@ -185,77 +136,69 @@ class Engine:
             draft_config=draft_config,
         )
 
-    def generate(
-        self,
-        prompt: str | Sequence[Message],
-        *,
-        references: Iterable[str | ReferenceText] = (),
-        max_tokens: int | None = DEFAULT_MAX_TOKENS,
-        stop: Sequence[str] = (),
-        draft: bool = True,
-    ) -> Generation:
+    def generate(self, prompt: str | Sequence[Message], **options: Unpack[RequestOptions]) -> Generation:
         """Return the greedy answer; it is the joined `stream` with its evidence.
 
         Args:
             prompt: a string to complete, or chat messages for the model's chat template.
-            references: texts that the answer may copy from, best first. The prompt always is one.
-            max_tokens: most ids to produce; None takes what room the context has.
-            stop: strings that end the answer and are not part of it.
-            draft: False decodes plainly, in the same shapes: the same ids, one per pass.
+            **options: see `RequestOptions`.
 
         Raises:
             ContextLengthError: the prompt leaves no room in the context.
             PromptError: the prompt is empty, or the model's chat template does not take it.
+            RequestTimeoutError: the answer was not complete in time.
+            TypeError: there is no such option.
             ValueError: a `max_tokens` below 1, or an empty stop string.
         """
-        with self.stream(
-            prompt, references=references, max_tokens=max_tokens, stop=stop, draft=draft
-        ) as stream:
+        with self.stream(prompt, **options) as stream:
             return stream.result
 
-    def stream(
-        self,
-        prompt: str | Sequence[Message],
-        *,
-        references: Iterable[str | ReferenceText] = (),
-        max_tokens: int | None = DEFAULT_MAX_TOKENS,
-        stop: Sequence[str] = (),
-        draft: bool = True,
-    ) -> TextStream:
+    def stream(self, prompt: str | Sequence[Message], **options: Unpack[RequestOptions]) -> TextStream:
         """Return an iterator over pieces of final text; arguments and errors as for `generate`.
 
         Closing the stream, or dropping it, stops the model before its next step.
         """
-        if max_tokens is not None and max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1, or None for no limit, got {max_tokens}")
-        if isinstance(stop, str):
-            raise ValueError(f"stop must be a list of strings, got one string; use [{stop!r}]")
-        if os.getpid() != self._process:
-            raise ModelError("an engine does not work in a forked process; make it after the fork")
-        request = _Request(prompt, as_references(references), max_tokens, StopStrings(stop), draft)
-        events: SimpleQueue[_Event] = SimpleQueue()
-        cancelled = threading.Event()
-        self._worker.submit(self._serve, request, events, cancelled)
-        return TextStream(events, cancelled)
+        request = self._request(prompt, options)
+        stream = TextStream()
+        self._worker.submit(self._serve, request, stream.put, stream.cancelled)
+        return stream
+
+    def astream(self, prompt: str | Sequence[Message], **options: Unpack[RequestOptions]) -> AsyncTextStream:
+        """Return the same for the running event loop, which goes on meanwhile."""
+        request = self._request(prompt, options)
+        stream = AsyncTextStream()
+        self._worker.submit(self._serve, request, stream.put, stream.cancelled)
+        return stream
 
     def count_tokens(self, prompt: str | Sequence[Message]) -> int:
         """Return how many ids a prompt has."""
         return len(prompt_ids(self.tokenizer, prompt))
 
-    def _serve(self, request: _Request, events: SimpleQueue[_Event], cancelled: threading.Event) -> None:
-        """Run a request in the worker thread; every outcome reaches the caller through `events`."""
+    def _request(self, prompt: str | Sequence[Message], options: RequestOptions) -> _Request:
+        if os.getpid() != self._process:
+            raise ModelError("an engine does not work in a forked process; make it after the fork")
+        return _Request(prompt, **options)
+
+    def _serve(self, request: _Request, put: Callable[[Event], None], cancelled: threading.Event) -> None:
+        """Run a request in the worker thread; every outcome reaches the caller through `put`."""
         try:
-            events.put(self._answer(request, events.put, cancelled))
+            put(self._answer(request, put, cancelled))
         except BaseException as error:
-            events.put(error)
+            put(error)
 
     def _answer(
         self, request: _Request, emit: Callable[[str], None], cancelled: threading.Event
     ) -> Generation:
         queued_s = time.perf_counter() - request.submitted
         self.runner.use_its_threads()
-        model = _CancellableRunner(self.runner, cancelled)
-        ids = prompt_ids(self.tokenizer, request.prompt)
+        model = _CancellableRunner(self.runner, cancelled, request)
+        model.require_caller()
+        ids = prompt_ids(
+            self.tokenizer,
+            request.prompt,
+            chat_template_kwargs=request.chat_template_kwargs,
+            answer_prefix=request.answer_prefix,
+        )
         self.runner.require_room(len(ids))
         started = time.perf_counter()
         drafter = self._drafter(ids, request)
@@ -264,7 +207,7 @@ class Engine:
         steps = greedy_decode(
             model, ids, drafter, max_tokens=min(request.max_tokens or room, room), eos_ids=self.eos_ids
         )
-        output = _Output(Detokenizer(self.tokenizer), request.stop, emit)
+        output = _Output(Detokenizer(self.tokenizer), StopStrings(request.stop), emit)
         for step in steps:
             if not output.take(step):
                 break
@@ -278,7 +221,7 @@ class Engine:
             forward_passes=output.passes,
             drafted=output.drafted,
             accepted=output.accepted,
-            copied_spans=copied_spans(output.text, request.references),
+            copied_spans=copied_spans(output.text, request.texts),
             timings=timings,
             verdict=self.verdict,
         )
@@ -286,95 +229,61 @@ class Engine:
     def _drafter(self, ids: list[int], request: _Request) -> Drafter:
         if not request.draft or not self.verdict.exact:
             return NoDrafter()
-        references = [reference_ids(self.tokenizer, reference.text) for reference in request.references]
+        references = [reference_ids(self.tokenizer, reference.text) for reference in request.texts]
         return ReferenceDrafter(references, ids, self._draft_config)
 
 
-class TextStream(Iterator[str]):
-    """Pieces of an answer as they become final; `result` is the whole with its evidence."""
-
-    def __init__(self, events: SimpleQueue[_Event], cancelled: threading.Event) -> None:
-        self._events = events
-        self._cancelled = cancelled
-        self._outcome: Generation | BaseException | None = None
-
-    def __next__(self) -> str:
-        """Return the next piece of text; raise what went wrong in the worker."""
-        if self._outcome is not None:
-            raise StopIteration
-        event = self._events.get()
-        if isinstance(event, str):
-            return event
-        self._outcome = event
-        if isinstance(event, BaseException) and not isinstance(event, RequestCancelledError):
-            raise event
-        raise StopIteration
-
-    @property
-    def result(self) -> Generation:
-        """The whole answer, waiting for it where needed.
-
-        Raises:
-            RequestCancelledError: the stream was closed before the answer was complete.
-        """
-        for _ in self:
-            pass
-        if isinstance(self._outcome, Generation):
-            return self._outcome
-        assert self._outcome is not None
-        raise self._outcome
-
-    def close(self) -> None:
-        """Stop the model before its next step; a complete answer stays available."""
-        self._cancelled.set()
-
-    def __enter__(self) -> TextStream:
-        return self
-
-    def __exit__(
-        self,
-        exception_type: type[BaseException] | None,
-        exception: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        self.close()
-
-
-_Event = str | Generation | BaseException
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class _Request:
-    prompt: str | Sequence[Message]
-    references: list[Reference]
-    max_tokens: int | None
-    stop: StopStrings
-    draft: bool
-    submitted: float = field(default_factory=time.perf_counter)
+    """A prompt with its options; the fields are those of `RequestOptions`."""
+
+    prompt: str | Sequence[Message] = field(kw_only=False)
+    references: Iterable[str | ReferenceText] = ()
+    max_tokens: int | None = DEFAULT_MAX_TOKENS
+    stop: Sequence[str] = ()
+    draft: bool = True
+    timeout: float | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    answer_prefix: str = ""
+    submitted: float = field(default_factory=time.perf_counter, init=False)
+    texts: list[Reference] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, or None for no limit, got {self.max_tokens}")
+        if isinstance(self.stop, str):
+            raise ValueError(f"stop must be a list of strings, got one string; use [{self.stop!r}]")
+        if self.timeout is not None and self.timeout <= 0:
+            raise ValueError(f"timeout must be more than 0 seconds, or None for no limit, got {self.timeout}")
+        StopStrings(self.stop)  # raises where one is empty
+        object.__setattr__(self, "texts", as_references(self.references))
 
 
 class _CancellableRunner:
-    """The model of one request: raises RequestCancelledError before the next pass once its caller has gone."""
+    """The model of one request: stops before the next pass once its caller has gone or its time is up."""
 
-    def __init__(self, runner: ModelRunner, cancelled: threading.Event) -> None:
+    def __init__(self, runner: ModelRunner, cancelled: threading.Event, request: _Request) -> None:
         self._runner = runner
         self._cancelled = cancelled
+        self._request = request
         self.vocab_size = runner.vocab_size
         self.draft_room = runner.draft_room
 
     def prefill(self, ids: Sequence[int]) -> int:
-        return self._runner.prefill(ids, before_block=self._check)
+        return self._runner.prefill(ids, before_block=self.require_caller)
 
     def verify(self, position: int, ids: Sequence[int]) -> list[int]:
-        self._check()
+        self.require_caller()
         return self._runner.verify(position, ids)
 
-    def _check(self) -> None:
+    def require_caller(self) -> None:
         if self._cancelled.is_set():
             raise RequestCancelledError("the request was cancelled")
+        timeout = self._request.timeout
+        if timeout is not None and time.perf_counter() - self._request.submitted > timeout:
+            raise RequestTimeoutError(
+                f"the answer was not complete after {timeout} seconds; raise timeout, lower max_tokens"
+            )
 
 
 class _Output:

@@ -8,7 +8,8 @@ LlmaRagError
 ├── StoreError          a document store is missing, corrupt or was made by something else
 ├── DocumentError       a document cannot be read
 ├── DataError           a data file for the benchmarks does not have the expected form
-└── RequestCancelledError   the caller cancelled the request
+├── RequestCancelledError   the caller cancelled the request
+└── RequestTimeoutError     the answer was not complete in time
 """
 
 
@@ -46,3 +47,7 @@ class DataError(LlmaRagError):
 
 class RequestCancelledError(LlmaRagError):
     """The request was cancelled by its caller."""
+
+
+class RequestTimeoutError(LlmaRagError, TimeoutError):
+    """The answer was not complete in time."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
@@ -14,37 +14,93 @@ Message = Mapping[str, Any]  # {"role": "user", "content": "..."}
 _INCOMPLETE = "\ufffd"  # what a tokenizer shows for bytes that are no character yet
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Message]) -> list[int]:
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | Sequence[Message],
+    *,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    answer_prefix: str = "",
+) -> list[int]:
     """Return the ids of a plain prompt or of chat messages through the chat template, once.
 
     A plain string is completed as it is; messages end with the template's opening of the answer. The
     template is rendered to ids and never tokenised again: it decides itself about special tokens.
 
+    Args:
+        tokenizer: the model's.
+        prompt: a string, or chat messages.
+        chat_template_kwargs: what the template gets beside the messages.
+        answer_prefix: how the answer begins.
+
     Raises:
         PromptError: the prompt is empty, or the model's chat template is missing or does not take it.
     """
     if isinstance(prompt, str):
+        if chat_template_kwargs:
+            raise PromptError(
+                f"a string goes through no chat template; pass messages to use {', '.join(chat_template_kwargs)}"
+            )
         ids = list(tokenizer(prompt).input_ids)
     else:
-        ids = _rendered(tokenizer, [dict(message) for message in prompt])
+        ids = list(_rendered(tokenizer, prompt, chat_template_kwargs or {}, tokenize=True))
     if not ids:
         raise PromptError("the prompt is empty; pass a string or messages with some text")
-    return ids
+    return ids + (reference_ids(tokenizer, answer_prefix) if answer_prefix else [])
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]) -> list[int]:
+def answer_opening(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], chat_template_kwargs: Mapping[str, Any]
+) -> str:
+    """Return what the chat template itself writes into the answer, such as `<think>`; without white space."""
+    rendered = [
+        str(
+            _rendered(tokenizer, messages, chat_template_kwargs, tokenize=False, add_generation_prompt=opened)
+        )
+        for opened in (False, True)
+    ]
+    return rendered[1].removeprefix(rendered[0]).strip()
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], kwargs: Mapping[str, Any], **how: bool
+) -> Any:
+    """Render messages as they are, or as plain as the template wants them."""
     if tokenizer.chat_template is None:
         raise PromptError("the model's tokenizer has no chat template; pass the prompt as one string")
-    try:
-        ids: Any = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-    except TemplateError as error:
-        merged = _with_system_in_user(messages)
-        if merged != messages:  # some templates, such as Gemma 2's, know no system role
-            return _rendered(tokenizer, merged)
-        raise PromptError(f"the model's chat template does not take these messages: {error}") from error
-    return list(ids)
+    reserved = sorted({"tokenize", "return_dict", "conversation", "add_generation_prompt"} & kwargs.keys())
+    if reserved:
+        raise PromptError(f"chat_template_kwargs may not set {', '.join(reserved)}")
+    how = {"add_generation_prompt": True, **how}
+    first: TemplateError | None = None
+    for variant in _plainer_and_plainer([dict(message) for message in messages]):
+        try:
+            return tokenizer.apply_chat_template(variant, return_dict=False, **how, **kwargs)
+        except TemplateError as error:
+            first = first or error
+    raise PromptError(f"the model's chat template does not take these messages: {first}") from first
+
+
+def _plainer_and_plainer(messages: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Yield the messages, then variants for templates that know fewer roles, or want them to alternate."""
+    yield messages
+    merged = _with_system_in_user(messages)  # Gemma 2, for example, knows no system role
+    if merged != messages:
+        yield merged
+    alternating = _alternating(merged)
+    if alternating != merged:
+        yield alternating
+
+
+def _alternating(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the messages with results of tools as the user's, and those of one role in a row as one."""
+    made: list[dict[str, Any]] = []
+    for message in messages:
+        role = "user" if message.get("role") == "tool" else message.get("role")
+        if made and made[-1]["role"] == role:
+            made[-1]["content"] = f"{made[-1]['content']}\n\n{message['content']}"
+        else:
+            made.append({"role": role, "content": message["content"]})
+    return made
 
 
 def _with_system_in_user(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from llma_rag.cli.printing import (
-    answer_json,
     console,
     figures,
     json_output,
@@ -59,5 +58,5 @@ def run_ask(
                 {"text": hit.text, "score": hit.score, "similarity": hit.similarity, **hit.metadata}
                 for hit in hits
             ],
-            answer=answer_json(answer),
+            answer=answer.as_data(),
         )

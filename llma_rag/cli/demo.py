@@ -11,7 +11,6 @@ from typing import Any
 import typer
 
 from llma_rag.cli.printing import (
-    answer_json,
     console,
     figures,
     highlighted,
@@ -21,7 +20,8 @@ from llma_rag.cli.printing import (
     status_console,
     table,
 )
-from llma_rag.engine import Engine, Generation
+from llma_rag.engine import Engine
+from llma_rag.generation import Generation
 from llma_rag.prompts import quoting_prompt
 from llma_rag.retrieval import DocumentStore, Hit, default_embedder, read_documents, split_documents
 
@@ -137,6 +137,6 @@ def _as_data(one: _Answered) -> dict[str, Any]:
         "as_expected": one.as_expected,
         "identical": one.identical,
         "passages": [{"text": hit.text, "score": hit.score, **hit.metadata} for hit in one.hits],
-        "references": answer_json(one.drafted),
-        "greedy": answer_json(one.plain),
+        "references": one.drafted.as_data(),
+        "greedy": one.plain.as_data(),
     }

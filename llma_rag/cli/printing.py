@@ -8,7 +8,6 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,8 @@ from llma_rag.files import write_atomically
 from llma_rag.provenance import MIN_COPIED, CopiedSpan
 
 if TYPE_CHECKING:
-    from llma_rag.engine import Engine, Generation
+    from llma_rag.engine import Engine
+    from llma_rag.generation import Generation
     from llma_rag.retrieval import Hit
 
 _COPIED_STYLES = ("black on green", "black on cyan", "black on yellow", "black on magenta", "black on blue")
@@ -121,15 +121,6 @@ def table(*columns: str) -> Table:
     for position, column in enumerate(columns):
         made.add_column(column, justify="left" if position == 0 else "right")
     return made
-
-
-def answer_json(answer: Generation) -> dict[str, Any]:
-    """Return an answer as data."""
-    return {
-        **asdict(answer),
-        "tokens_per_pass": answer.tokens_per_pass,
-        "copied_coverage": answer.copied_coverage,
-    }
 
 
 @contextmanager

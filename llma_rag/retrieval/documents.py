@@ -57,7 +57,9 @@ class Chunk:
     @property
     def place(self) -> dict[str, Any]:
         """Where the passage stands, as data, with the metadata beside it."""
-        known: dict[str, Any] = {"source": self.source, "start": self.start, "end": self.end}
+        known: dict[str, Any] = {"source": self.source} if self.source else {}
+        if self.end > self.start:
+            known |= {"start": self.start, "end": self.end}
         if self.page is not None:
             known["page"] = self.page
         if self.headings:

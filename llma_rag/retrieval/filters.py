@@ -2,7 +2,7 @@
 
 `{"source": "a.pdf"}` asks for equality, `{"page": {"$gte": 3, "$lt": 9}}` for a range; several keys must all
 hold. Operators: $eq $ne $gt $gte $lt $lte $in $nin $contains $exists, and between filters $and $or $not.
-A value that is missing satisfies only $ne, $nin and `{"$exists": False}`.
+A value that is missing satisfies only $ne, $nin and `{"$exists": False}`. Keys are those of `Hit.metadata`, and `id`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,12 @@ Filter = Mapping[str, Any]
 Compiled = tuple[str, list[Any]]  # a condition in SQL, and its parameters
 Operator = Callable[[str, Any], Compiled]
 
-_COLUMNS = {"id": "id", "source": "source", "page": "page", "start": '"start"', "end": '"end"'}
+_COLUMNS = {  # where a chunk does not say where it stands, its metadata may
+    "source": "nullif(source, '')",
+    "page": "page",
+    "start": """CASE WHEN "end" > "start" THEN "start" END""",
+    "end": """CASE WHEN "end" > "start" THEN "end" END""",
+}
 
 
 def to_sql(where: Filter) -> Compiled:
@@ -72,9 +77,10 @@ def _field(key: str, wanted: Any) -> Compiled:
 
 
 def _value(key: str) -> Compiled:
-    if key in _COLUMNS:
-        return _COLUMNS[key], []
-    return "(SELECT value FROM json_each(metadata) WHERE key = ?)", [key]
+    if key == "id":
+        return "id", []
+    in_metadata = "(SELECT value FROM json_each(metadata) WHERE key = ?)"
+    return (f"coalesce({_COLUMNS[key]}, {in_metadata})" if key in _COLUMNS else in_metadata), [key]
 
 
 def _equal(key: str, wanted: Any) -> Compiled:
@@ -109,8 +115,9 @@ def _among(key: str, wanted: Any) -> Compiled:
 def _contains(key: str, wanted: Any) -> Compiled:
     """Hold where a list has the value as an element, or a text has it as a part."""
     wanted = _scalar(wanted)
-    if key in _COLUMNS:
-        return f"coalesce(instr({_COLUMNS[key]}, ?) > 0, 0)", [wanted]
+    if key == "id" or key in _COLUMNS:
+        value, parameters = _value(key)
+        return f"coalesce(instr({value}, ?) > 0, 0)", [*parameters, wanted]
     if key == "headings":
         return "EXISTS (SELECT 1 FROM json_each(headings) WHERE value = ?)", [wanted]
     condition = (

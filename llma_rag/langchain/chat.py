@@ -1,0 +1,248 @@
+"""`ChatLLMA`: LangChain's chat model over an engine. It translates; the engine decides and decodes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.language_models.base import LangSmithParams
+from langchain_core.language_models.chat_models import agenerate_from_stream, generate_from_stream
+from langchain_core.language_models.model_profile import ModelProfile
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_openai_tool
+from pydantic import Field
+
+from llma_rag.engine import Engine, RequestOptions
+from llma_rag.generation import Generation
+from llma_rag.langchain.messages import artifacts, as_chat_messages, as_chunk, evidence, usage
+from llma_rag.langchain.model import EngineFields
+from llma_rag.provenance import Reference, copied_spans
+from llma_rag.references import gather
+from llma_rag.replies import ReplyParser, ReplyPiece, call_style, forced_call, takes_tools, thinks
+from llma_rag.text import answer_opening, prompt_ids
+
+
+class ChatLLMA(EngineFields, BaseChatModel):
+    """A local chat model that drafts from references, with the same text as without them.
+
+    The prompt always is a reference. More of them come by call (`llm.bind(references=documents)`), by constructor, and
+    from the artifacts of tool messages; each may be a text, a LangChain document, or such a document as a mapping.
+
+    >>> llm = ChatLLMA(model="smollm2-135m", max_tokens=64)
+    >>> llm.max_tokens
+    64
+    """
+
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Handed to the model's chat template, such as `{"enable_thinking": False}`."""
+
+    @property
+    def _llm_type(self) -> str:
+        return "chat-llma"
+
+    def _resolve_model_profile(self) -> ModelProfile | None:
+        engine = self._loaded_engine()
+        if engine is None:  # weights are loaded on first use, not for this
+            return None
+        return ModelProfile(
+            max_input_tokens=engine.runner.context_length,
+            max_output_tokens=self.max_tokens or engine.runner.context_length,
+            text_inputs=True,
+            text_outputs=True,
+            image_inputs=False,
+            tool_calling=takes_tools(engine.tokenizer),
+            reasoning_output=thinks(engine.tokenizer),
+        )
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        return self._with_ls_provider(super()._get_ls_params(stop=stop or self.stop, **kwargs))
+
+    def _get_invocation_params(self, stop: list[str] | None = None, **kwargs: Any) -> dict[str, Any]:
+        kwargs.pop("references", None)  # they change no text: neither a cache nor a trace depends on them
+        return super()._get_invocation_params(stop=stop, **kwargs)
+
+    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
+        kwargs.pop("references", None)
+        return super()._get_llm_string(stop=stop, **kwargs)
+
+    # -- answering ----------------------------------------------------------------------------------
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        call = self._call(self._engine(kwargs), messages, stop, kwargs)
+        with call.engine.stream(call.messages, **call.options) as stream:
+            yield from call.chunks(call.opening)
+            for text in stream:
+                yield from call.chunks(text)
+            yield call.last_chunk(stream.result)
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        call = self._call(await self._aengine(kwargs), messages, stop, kwargs)
+        async with call.engine.astream(call.messages, **call.options) as stream:
+            for chunk in call.chunks(call.opening):
+                yield chunk
+            async for text in stream:
+                for chunk in call.chunks(text):
+                    yield chunk
+            yield call.last_chunk(await stream.result())
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        return generate_from_stream(self._stream(messages, stop=stop, **kwargs))
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        return await agenerate_from_stream(self._astream(messages, stop=stop, **kwargs))
+
+    def _call(
+        self, engine: Engine, messages: Sequence[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
+    ) -> _Call:
+        """Return a request for the engine; unknown arguments are an error."""
+        kwargs = dict(kwargs)
+        tools: list[dict[str, Any]] = kwargs.pop("tools", None) or []
+        choice = kwargs.pop("tool_choice", None)
+        template_kwargs = {**self.chat_template_kwargs, **(kwargs.pop("chat_template_kwargs", None) or {})}
+        references = gather(kwargs.pop("references", None), self.references, artifacts(messages))
+        options = self._options(stop, kwargs, references)
+        if tools and choice != "none":
+            template_kwargs["tools"] = tools
+            style = call_style(engine.tokenizer, engine.name)
+            prefix = _forced_prefix(style, tools, choice)
+        else:
+            style, prefix = None, ""
+        chat_messages = as_chat_messages(messages)
+        options["chat_template_kwargs"], options["answer_prefix"] = template_kwargs, prefix
+        thinking = thinks(engine.tokenizer) and not prefix
+        parser = ReplyParser(
+            thinks=thinking,
+            opened=thinking
+            and answer_opening(engine.tokenizer, chat_messages, template_kwargs).endswith("<think>"),
+            calls=style,
+        )
+        return _Call(engine, chat_messages, options, parser, references, opening=prefix)
+
+    # -- tools --------------------------------------------------------------------------------------
+
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: str | bool | dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Return the model with tools, which its chat template shows to it.
+
+        Args:
+            tools: functions, classes, tools, or their descriptions in OpenAI's form.
+            tool_choice: `auto` (default), `none`, `any` or `required` (some tool), or the name of one. A call that is
+                asked for begins the answer, so the model goes on from there.
+            **kwargs: bound as well.
+
+        Raises:
+            PromptError: when called, where the model's chat template takes no tools.
+        """
+        described = [convert_to_openai_tool(tool) for tool in tools]
+        choice = _tool_choice(tool_choice, [tool["function"]["name"] for tool in described])
+        return self.bind(tools=described, **({"tool_choice": choice} if choice else {}), **kwargs)
+
+    # -- counting -----------------------------------------------------------------------------------
+
+    def get_num_tokens_from_messages(
+        self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
+    ) -> int:
+        """Return how many ids the model's chat template makes of messages, and of tools."""
+        kwargs = dict(self.chat_template_kwargs)
+        if tools:
+            kwargs["tools"] = [convert_to_openai_tool(tool) for tool in tools]
+        tokenizer = self._engine({}).tokenizer
+        return len(prompt_ids(tokenizer, as_chat_messages(messages), chat_template_kwargs=kwargs))
+
+
+@dataclass
+class _Call:
+    """A request on its way: the parts of its reply, as LangChain's chunks."""
+
+    engine: Engine
+    messages: list[dict[str, Any]]
+    options: RequestOptions
+    parser: ReplyParser
+    references: list[Reference]
+    opening: str  # what the answer begins with, already in the prompt
+    content: str = ""
+    tool_calls: int = 0
+
+    def chunks(self, text: str) -> Iterator[ChatGenerationChunk]:
+        """Return the chunk that a piece of text makes final, if any."""
+        piece = self.parser.feed(text) if text else ReplyPiece()
+        if piece:
+            yield ChatGenerationChunk(message=self._chunk(piece))
+
+    def last_chunk(self, answer: Generation) -> ChatGenerationChunk:
+        """Return the rest with usage and evidence."""
+        message = self._chunk(self.parser.finish())
+        message.chunk_position = "last"
+        message.usage_metadata = usage(answer)
+        is_whole = self.content == answer.text
+        spans = answer.copied_spans if is_whole else copied_spans(self.content, self.references)
+        return ChatGenerationChunk(
+            message=message,
+            generation_info=evidence(answer, spans, model=self.engine.name, called=self.tool_calls > 0),
+        )
+
+    def _chunk(self, piece: ReplyPiece) -> AIMessageChunk:
+        chunk = as_chunk(piece, self.tool_calls)
+        self.content += piece.content
+        self.tool_calls += len(piece.tool_calls)
+        return chunk
+
+
+def _tool_choice(choice: str | bool | Mapping[str, Any] | None, names: Sequence[str]) -> str | None:
+    """Return `none`, `any`, the name of a tool, or None for the model's own choice."""
+    if isinstance(choice, Mapping):
+        choice = str(choice.get("function", choice).get("name"))
+    if choice in (None, False, "auto"):
+        return None
+    if choice in (True, "any", "required"):
+        return "any"
+    if choice == "none":
+        return "none"
+    if choice not in names:
+        raise ValueError(f"tool_choice must be auto, none, any or one of {', '.join(names)}, got {choice!r}")
+    return str(choice)
+
+
+def _forced_prefix(style: Any, tools: Sequence[Mapping[str, Any]], choice: Any) -> str:
+    names = [tool["function"]["name"] for tool in tools]
+    wanted = _tool_choice(choice, names)
+    if wanted is None:
+        return ""
+    if wanted == "any":
+        return forced_call(style, names[0] if len(names) == 1 else None)
+    return forced_call(style, wanted)

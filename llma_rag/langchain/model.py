@@ -1,0 +1,139 @@
+"""What LangChain's two kinds of model share: the engine's settings, and loading it on first use."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from langchain_core.language_models.base import LangSmithParams
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from llma_rag.engine import DEFAULT_MAX_TOKENS, Engine, RequestOptions
+from llma_rag.provenance import Reference
+from llma_rag.sharing import EngineSpec, loaded_engine, shared_engine
+from llma_rag.text import reference_ids
+
+_PER_CALL = ("max_tokens", "timeout", "draft")
+_IDENTIFYING = ("model", "device", "dtype", "width", "max_context", "max_tokens", "stop", "temperature")
+
+
+class EngineFields(BaseModel):
+    """The settings of a model, the same for chat and completion; an unknown one is an error."""
+
+    model_config = ConfigDict(
+        extra="forbid", protected_namespaces=(), populate_by_name=True, arbitrary_types_allowed=True
+    )
+
+    model: str
+    """Hub name, local folder, GGUF file, or `smollm2-135m`, which needs no hub."""
+    engine: Any = Field(default=None, exclude=True, repr=False)
+    """An `llma_rag.Engine` that is loaded already; `model` then is only its name."""
+    device: str = "auto"
+    dtype: str = "auto"
+    width: int | None = None
+    """Positions per verify step; None takes one that is exact here."""
+    max_context: int | None = None
+    """Most positions, prompt and answer together."""
+    model_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Handed to `from_pretrained` of transformers."""
+    max_tokens: int | None = DEFAULT_MAX_TOKENS
+    """Most tokens of an answer; None takes what room the context has."""
+    stop: list[str] | None = Field(default=None, alias="stop_sequences")
+    """Strings that end an answer and are not part of it."""
+    references: Sequence[Any] = Field(default=(), exclude=True, repr=False)
+    """Texts or documents that every answer may copy from."""
+    temperature: float = 0.0
+    """0: decoding is greedy."""
+    timeout: float | None = None
+    """Seconds after which an answer that is not complete is an error."""
+    streaming: bool = False
+    """Stream below `invoke` too, for callbacks that want every token."""
+    max_retries: int | None = None
+    """Without effect on a local model."""
+    api_key: Any = Field(default=None, exclude=True, repr=False)
+    """Without effect on a local model."""
+
+    @field_validator("temperature")
+    @classmethod
+    def _require_greedy(cls, temperature: float) -> float:
+        return require_greedy(temperature)
+
+    @property
+    def _spec(self) -> EngineSpec:
+        return EngineSpec(
+            self.model, self.device, self.dtype, self.width, self.max_context, dict(self.model_kwargs)
+        )
+
+    def _spec_for(self, kwargs: dict[str, Any]) -> EngineSpec:
+        name = kwargs.pop("model", None)
+        return self._spec if name is None else replace(self._spec, model=name)
+
+    def _loaded_engine(self) -> Engine | None:
+        return self.engine if self.engine is not None else loaded_engine(self._spec)
+
+    def _engine(self, kwargs: dict[str, Any]) -> Engine:
+        """Return the engine, loading it first where needed; a call may name another model."""
+        spec = self._spec_for(kwargs)
+        if self.engine is not None and spec.model == self.model:
+            engine: Engine = self.engine
+            return engine
+        return shared_engine(spec)
+
+    async def _aengine(self, kwargs: dict[str, Any]) -> Engine:
+        """Return the same; the event loop goes on while the model is loaded."""
+        name = kwargs.get("model", self.model)
+        if name != self.model or self._loaded_engine() is None:
+            return await asyncio.to_thread(self._engine, kwargs)
+        return self._engine(kwargs)
+
+    def _options(
+        self, stop: list[str] | None, kwargs: dict[str, Any], references: list[Reference]
+    ) -> RequestOptions:
+        """Return the engine's options of a call.
+
+        Raises:
+            TypeError: an argument is not known.
+            ValueError: the temperature is not 0.
+        """
+        require_greedy(kwargs.pop("temperature", 0.0))
+        kwargs.pop("stream", None)
+        unknown = sorted(kwargs.keys() - set(_PER_CALL))
+        if unknown:
+            raise TypeError(
+                f"unknown arguments: {', '.join(unknown)}; a call takes references, {', '.join(_PER_CALL)}"
+            )
+        options = RequestOptions(
+            references=references,
+            max_tokens=kwargs.get("max_tokens", self.max_tokens),
+            stop=stop if stop is not None else self.stop or [],
+            timeout=kwargs.get("timeout", self.timeout),
+        )
+        if "draft" in kwargs:
+            options["draft"] = kwargs["draft"]
+        return options
+
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _IDENTIFYING}
+
+    def _with_ls_provider(self, params: LangSmithParams) -> LangSmithParams:
+        return LangSmithParams(**{**params, "ls_provider": "llma_rag"})
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """Return the model's ids of a text, without special ones."""
+        return reference_ids(self._engine({}).tokenizer, text)
+
+
+def require_greedy(temperature: float | None) -> float:
+    """Return 0, the one temperature there is.
+
+    Raises:
+        ValueError: it is another.
+    """
+    if temperature:
+        raise ValueError(
+            f"temperature must be 0, got {temperature}: decoding is greedy, references could not keep a sample"
+        )
+    return 0.0
