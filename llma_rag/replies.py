@@ -75,7 +75,7 @@ def call_style(tokenizer: PreTrainedTokenizerBase, name: str) -> CallStyle:
         )
     if _CALL in template and "<function=" not in template and "<arg_key>" not in template:
         return "tagged"
-    if "[TOOL_CALLS]" in template or ('"parameters": ' in template and "<|python_tag|>" in template):
+    if "[TOOL_CALLS]" in template or ('"parameters": ' in template and "ipython" in template):
         return "json"
     raise PromptError(f"the form in which {name} writes calls of tools is not known here")
 
@@ -189,7 +189,8 @@ def _possible_mark(text: str, mark: str) -> int:
 
 def _json_calls(text: str) -> list[ToolCall]:
     """Return the calls in JSON objects one after another, or in a list; none where the text is something else."""
-    decoder, calls, rest = json.JSONDecoder(), [], text.strip()
+    decoder, rest = json.JSONDecoder(), text.strip()
+    calls: list[ToolCall] = []
     while rest:
         try:
             value, end = decoder.raw_decode(rest)

@@ -21,7 +21,7 @@ from pydantic import Field
 from llma_rag.engine import Engine, RequestOptions
 from llma_rag.generation import Generation
 from llma_rag.langchain.messages import artifacts, as_chat_messages, as_chunk, evidence, usage
-from llma_rag.langchain.model import EngineFields
+from llma_rag.langchain.model import STRICT, EngineFields
 from llma_rag.provenance import Reference, copied_spans
 from llma_rag.references import gather
 from llma_rag.replies import ReplyParser, ReplyPiece, call_style, forced_call, takes_tools, thinks
@@ -38,6 +38,8 @@ class ChatLLMA(EngineFields, BaseChatModel):
     >>> llm.max_tokens
     64
     """
+
+    model_config = STRICT  # LangChain's classes would ignore what they do not know
 
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Handed to the model's chat template, such as `{"enable_thinking": False}`."""

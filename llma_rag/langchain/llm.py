@@ -16,7 +16,7 @@ from langchain_core.runnables import RunnableConfig
 from llma_rag.engine import RequestOptions
 from llma_rag.generation import Generation
 from llma_rag.langchain.messages import evidence, usage
-from llma_rag.langchain.model import EngineFields
+from llma_rag.langchain.model import STRICT, EngineFields
 from llma_rag.references import gather
 
 
@@ -26,6 +26,8 @@ class LLMA(EngineFields, BaseLLM):
     >>> LLMA(model="smollm2-135m").max_tokens
     512
     """
+
+    model_config = STRICT  # LangChain's classes would ignore what they do not know
 
     @property
     def _llm_type(self) -> str:

@@ -19,12 +19,15 @@ _PER_CALL = ("max_tokens", "timeout", "draft")
 _IDENTIFYING = ("model", "device", "dtype", "width", "max_context", "max_tokens", "stop", "temperature")
 
 
+STRICT = ConfigDict(
+    extra="forbid", protected_namespaces=(), populate_by_name=True, arbitrary_types_allowed=True
+)
+
+
 class EngineFields(BaseModel):
     """The settings of a model, the same for chat and completion; an unknown one is an error."""
 
-    model_config = ConfigDict(
-        extra="forbid", protected_namespaces=(), populate_by_name=True, arbitrary_types_allowed=True
-    )
+    model_config = STRICT
 
     model: str
     """Hub name, local folder, GGUF file, or `smollm2-135m`, which needs no hub."""
