@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import llma_rag
+import llma_rag.langchain
 
 ROOT = Path(llma_rag.__file__).parent
 HEAVY = {
@@ -36,7 +37,8 @@ def loaded_by(statement):
 
 
 @pytest.mark.parametrize(
-    "module", ["llma_rag", "llma_rag.decoding", "llma_rag.errors", "llma_rag.provenance"]
+    "module",
+    ["llma_rag", "llma_rag.decoding", "llma_rag.errors", "llma_rag.provenance", "llma_rag.langchain"],
 )
 def test_importing_loads_nothing_heavy(module):
     assert not HEAVY & loaded_by(f"import {module}")
@@ -50,24 +52,31 @@ def test_decoding_needs_only_the_standard_library():
 
 def test_public_names_are_sorted_and_importable():
     assert list(llma_rag.__all__) == sorted(llma_rag.__all__)
-    for name in llma_rag.__all__:
-        assert getattr(llma_rag, name) is not None
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        _ = llma_rag.nothing
+    for package in (llma_rag, llma_rag.langchain):
+        for name in package.__all__:
+            assert getattr(package, name) is not None
+        with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+            _ = package.nothing
 
 
 MODULES = sorted(module.name for module in pkgutil.walk_packages([str(ROOT)], "llma_rag."))
 
 # layer: what it must not import
+TOP = ("bench", "cli", "langchain")
 FORBIDDEN = {
-    "decoding": ("models", "text", "provenance", "retrieval", "engine", "bench", "cli"),
-    "models": ("text", "provenance", "retrieval", "engine", "bench", "cli"),
-    "text": ("models", "provenance", "retrieval", "engine", "bench", "cli"),
-    "provenance": ("models", "text", "retrieval", "engine", "bench", "cli"),
-    "retrieval": ("decoding", "models", "text", "provenance", "engine", "bench", "cli"),
-    "engine": ("retrieval", "bench", "cli"),
-    "bench": ("cli",),
+    "decoding": ("models", "text", "provenance", "retrieval", "engine", "references", "replies", *TOP),
+    "models": ("text", "provenance", "retrieval", "engine", "references", "replies", *TOP),
+    "text": ("models", "provenance", "retrieval", "engine", "references", "replies", *TOP),
+    "provenance": ("models", "text", "retrieval", "engine", "references", "replies", *TOP),
+    "replies": ("models", "provenance", "retrieval", "engine", "references", *TOP),
+    "retrieval": ("decoding", "models", "text", "provenance", "engine", "references", "replies", *TOP),
+    "engine": ("retrieval", "references", "replies", *TOP),
+    "references": ("models", "text", "engine", "replies", *TOP),
+    "langchain": ("bench", "cli", "llamaindex"),
+    "bench": ("cli", "langchain"),
+    "cli": ("langchain",),
 }
+FRAMEWORKS = {"langchain_core": "langchain", "langchain": "langchain", "llama_index": "llamaindex"}
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -80,6 +89,8 @@ def test_layers_do_not_import_upwards(module):
         elif isinstance(node, ast.ImportFrom) and node.module:
             imported |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     layer = module.split(".")[1]
+    for name in imported:
+        assert FRAMEWORKS.get(name.split(".")[0], layer) == layer, name
     for lower in FORBIDDEN.get(layer, ()):
         assert not [name for name in imported if name.startswith(f"llma_rag.{lower}")], layer
 

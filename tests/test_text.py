@@ -109,7 +109,28 @@ def test_a_template_without_system_role_gets_the_instruction_from_the_user():
     assert tokenizer.decode(ids) == "Be brief.\n\nHello"
 
 
+def test_a_template_that_wants_roles_to_alternate_gets_them_so():
+    tokenizer = strict_tokenizer()
+    messages = [
+        {"role": "user", "content": "Hello"},
+        {"role": "user", "content": "you"},
+        {"role": "tool", "content": "again", "tool_call_id": "1"},
+    ]
+    assert tokenizer.decode(prompt_ids(tokenizer, messages)) == "Hello\n\nyou\n\nagain"
+
+
 def test_messages_that_a_template_does_not_take_are_an_error():
-    messages = [{"role": "user", "content": "Hello"}, {"role": "user", "content": "again"}]
+    messages = [{"role": "assistant", "content": "Hello"}]
     with pytest.raises(PromptError, match="does not take these messages: Roles must alternate"):
         prompt_ids(strict_tokenizer(), messages)
+
+
+def test_an_answer_may_begin_as_asked():
+    tokenizer = tiny_tokenizer()
+    messages = [{"role": "user", "content": "Hello"}]
+    ids = prompt_ids(tokenizer, messages, answer_prefix="It is")
+    assert tokenizer.decode(ids).endswith("assistant\nIt is")
+    with pytest.raises(
+        PromptError, match="a string goes through no chat template; pass messages to use tools"
+    ):
+        prompt_ids(tokenizer, "Hello", chat_template_kwargs={"tools": [1]})

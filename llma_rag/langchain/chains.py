@@ -7,7 +7,7 @@ from typing import Any
 
 from langchain_core.documents import Document
 from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.output_parsers import BaseOutputParser, StrOutputParser
+from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import BasePromptTemplate, PromptTemplate, format_document
 from langchain_core.runnables import (
     Runnable,
@@ -25,7 +25,7 @@ def create_reference_documents_chain(
     llm: Runnable[Any, Any],
     prompt: BasePromptTemplate[Any],
     *,
-    output_parser: BaseOutputParser[Any] | None = None,
+    output_parser: Runnable[Any, Any] | None = None,
     document_prompt: BasePromptTemplate[str] | None = None,
     document_separator: str = "\n\n",
     document_variable_name: str = "context",
@@ -39,7 +39,8 @@ def create_reference_documents_chain(
     Args:
         llm: `ChatLLMA` or `LLMA`, or a runnable that passes `references` on to one.
         prompt: with a variable for the documents.
-        output_parser: what to make of the answer; its text by default.
+        output_parser: what to make of the answer; its text by default. `RunnablePassthrough()` keeps the message with
+            its usage, figures and copied spans.
         document_prompt: how to format a document; its text by default.
         document_separator: what stands between documents.
         document_variable_name: the documents' key in the input and in the prompt.
