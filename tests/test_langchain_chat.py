@@ -304,6 +304,16 @@ async def test_references_enter_neither_traces_nor_cache_keys(chat, llm):
     assert chat._get_llm_string(references=[secret]) == chat._get_llm_string()
 
 
+def test_caches_go_by_what_an_answer_depends_on(chat):
+    for other in (
+        {"max_tokens": 7},
+        {"chat_template_kwargs": {"enable_thinking": False}},
+        {"model_kwargs": {"revision": "b"}},
+        {"stop": ["x"]},
+    ):
+        assert chat.model_copy(update=other)._get_llm_string() != chat._get_llm_string()
+
+
 def test_a_cached_answer_serves_calls_with_and_without_references(chat, llm):
     set_llm_cache(cache := InMemoryCache())
     try:
@@ -511,11 +521,21 @@ def test_two_calls_come_in_order():
         assert len({call["id"] for call in answer.tool_calls}) == 2
 
 
-def test_a_call_that_is_no_json_is_told_as_such():
-    chat, _ = chat_that_says("qwen3", '<tool_call>\n{"name": "add", "arguments": {"a": 1,}}\n</tool_call>')
-    answer = chat.bind_tools([add]).invoke(QUESTION)
-    assert answer.tool_calls == []
-    assert answer.invalid_tool_calls[0]["name"] == "add"
+@pytest.mark.parametrize(
+    "text",
+    [
+        '<tool_call>\n{"name": "add", "arguments": {"a": 1,}}\n</tool_call>',
+        '<tool_call>\n{"name": "add", "arguments": {"a": 1',  # cut off
+        '<tool_call>\n{"name": "add", "arguments": [1]}\n</tool_call>',
+        "<tool_call>\nadd 1\n</tool_call>",
+    ],
+)
+def test_a_call_that_is_no_json_is_told_as_such(text):
+    bound = chat_that_says("qwen3", text)[0].bind_tools([add])
+    for answer in (bound.invoke(QUESTION), joined(bound.stream(QUESTION))):
+        assert answer.tool_calls == []
+        (invalid,) = answer.invalid_tool_calls
+        assert invalid["name"] == ("add" if '"add"' in text else "")
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,10 @@ class ChatLLMA(EngineFields, BaseChatModel):
     def _llm_type(self) -> str:
         return "chat-llma"
 
+    @property
+    def _identifying_params(self) -> dict[str, Any]:
+        return {**super()._identifying_params, "chat_template_kwargs": self.chat_template_kwargs}
+
     def _resolve_model_profile(self) -> ModelProfile | None:
         engine = self._loaded_engine()
         if engine is None:  # weights are loaded on first use, not for this

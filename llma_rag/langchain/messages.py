@@ -17,6 +17,7 @@ from langchain_core.messages import (
 )
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.messages.tool import invalid_tool_call, tool_call_chunk
+from langchain_core.utils.json import parse_partial_json
 
 from llma_rag.generation import Generation
 from llma_rag.provenance import CopiedSpan
@@ -107,12 +108,20 @@ def as_chunk(piece: ReplyPiece, first_call: int) -> AIMessageChunk:
         ],
         invalid_tool_calls=[
             invalid_tool_call(
-                name=call.name, args=call.raw, id=call.id, error="it is not a valid call in JSON"
+                name=call.name, args=_unparsable(call.raw), id=call.id, error="it is not a valid call in JSON"
             )
             for call in piece.tool_calls
             if call.arguments is None
         ],
     )
+
+
+def _unparsable(raw: str) -> str:
+    """Return what the model wrote, quoted where LangChain would complete it to a call of its own."""
+    try:
+        return json.dumps(raw) if isinstance(parse_partial_json(raw), dict) else raw
+    except ValueError:
+        return raw
 
 
 def usage(answer: Generation) -> UsageMetadata:

@@ -16,7 +16,16 @@ from llma_rag.sharing import EngineSpec, loaded_engine, shared_engine
 from llma_rag.text import reference_ids
 
 _PER_CALL = ("max_tokens", "timeout", "draft")
-_IDENTIFYING = ("model", "device", "dtype", "width", "max_context", "max_tokens", "stop", "temperature")
+_IDENTIFYING = (
+    "model",
+    "device",
+    "dtype",
+    "width",
+    "max_context",
+    "model_kwargs",
+    "max_tokens",
+    "temperature",
+)  # what an answer depends on: caches go by it
 
 
 STRICT = ConfigDict(
@@ -119,7 +128,8 @@ class EngineFields(BaseModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in _IDENTIFYING}
+        known = {name: getattr(self, name) for name in _IDENTIFYING}
+        return {**known, "stop_sequences": self.stop}  # LangChain puts a call's own under `stop`
 
     def _with_ls_provider(self, params: LangSmithParams) -> LangSmithParams:
         return LangSmithParams(**{**params, "ls_provider": "llma_rag"})
