@@ -27,10 +27,17 @@ class ReferenceText(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A text to copy from, with what identifies it."""
+    """A text to copy from, with what identifies it.
+
+    Attributes:
+        text: may be copied.
+        metadata: what identifies the text to a reader.
+        draft_only: it is no source of what the answer says, such as an earlier answer: no copied span names it.
+    """
 
     text: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    draft_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,8 @@ def as_references(references: Iterable[str | ReferenceText]) -> list[Reference]:
 def _as_reference(reference: str | ReferenceText) -> Reference:
     if isinstance(reference, str):
         return Reference(reference)
+    if isinstance(reference, Reference):
+        return reference
     if isinstance(reference, ReferenceText):
         return Reference(reference.text, dict(reference.metadata))
     raise TypeError(
@@ -74,11 +83,12 @@ def copied_spans(output: str, references: Sequence[Reference], minimum: int = MI
 
     Maximal: no longer range around it occurs in any reference. Where several references hold the same
     range, the first one in rank is named, at its first occurrence. Ranges are in order and may overlap
-    where one copy runs into the next.
+    where one copy runs into the next. References that are `draft_only` do not count.
     """
     candidates = sorted(
         (start, -end, rank, position)
         for rank, reference in enumerate(references)
+        if not reference.draft_only
         for start, end, position in _maximal_ranges(output, reference.text, minimum)
     )
     spans: list[CopiedSpan] = []

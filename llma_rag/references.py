@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from llma_rag.provenance import Reference, ReferenceText
-from llma_rag.retrieval import Chunk, DocumentStore, Embedder
+from llma_rag.retrieval import Chunk, DocumentStore, Embedder, as_embedder
 
 DEFAULT_MIN_SIMILARITY = 0.6  # of questions; a reworded one has about 0.7 to 0.9 with all-MiniLM-L6-v2
 
@@ -28,6 +28,8 @@ def as_reference(item: Any) -> Reference:
     """
     if isinstance(item, str):
         return Reference(item)
+    if isinstance(item, Reference):
+        return item
     if isinstance(item, Mapping) and isinstance(item.get("page_content"), str):
         return Reference(item["page_content"], dict(item.get("metadata") or {}))
     text = getattr(item, "page_content", None)  # a Document of LangChain
@@ -46,7 +48,7 @@ def as_reference(item: Any) -> Reference:
 
 
 def gather(*groups: Iterable[Any] | None) -> list[Reference]:
-    """Return the references of all groups, the first group ranking first, each text once.
+    """Return the references of all groups, the first group ranking first, each text once; as a source, if one is.
 
     Raises:
         TypeError: something is no reference.
@@ -57,8 +59,9 @@ def gather(*groups: Iterable[Any] | None) -> list[Reference]:
             raise TypeError("references must be a list, got a single one; wrap it in a list")
         for item in group or ():
             reference = as_reference(item)
-            if reference.text:
-                found.setdefault(reference.text, reference)
+            known = found.get(reference.text)
+            if reference.text and (known is None or (known.draft_only and not reference.draft_only)):
+                found[reference.text] = reference
     return list(found.values())
 
 
@@ -66,22 +69,24 @@ class AnswerMemory:
     """Earlier answers, found again by question, in memory or in one folder on disk.
 
     An answer to the same or a similar question is a reference for the next one: the cache-assisted case of
-    arXiv:2304.04487. It changes no answer; where it fits, the answer comes in fewer passes.
+    arXiv:2304.04487. It changes no answer; where it fits, the answer comes in fewer passes. It serves drafts only:
+    the copied spans of an answer name documents.
 
     Args:
-        embedder: makes the vectors of questions.
+        embedder: makes the vectors of questions; an `Embedder`, or LangChain's or LlamaIndex's embeddings.
         folder: where to keep the answers; None keeps them in memory. No other process may write there meanwhile.
         min_similarity: of the questions (-1 to 1), below which an answer is not used.
     """
 
     def __init__(
         self,
-        embedder: Embedder,
+        embedder: Embedder | Any,
         folder: str | Path | None = None,
         *,
         min_similarity: float = DEFAULT_MIN_SIMILARITY,
     ) -> None:
         self._min_similarity = min_similarity
+        embedder = as_embedder(embedder)
         self._store = (
             DocumentStore(embedder) if folder is None else DocumentStore.open(folder, embedder, write=True)
         )
@@ -101,7 +106,9 @@ class AnswerMemory:
             return []
         return [
             Reference(
-                hit.metadata["answer"], {"earlier_question": hit.text, "similarity": round(hit.similarity, 3)}
+                hit.metadata["answer"],
+                {"earlier_question": hit.text, "similarity": round(hit.similarity, 3)},
+                draft_only=True,
             )
             for hit in self._store.search(question, k, mode="vectors")
             if hit.similarity is not None and hit.similarity >= self._min_similarity

@@ -68,10 +68,8 @@ def call_style(tokenizer: PreTrainedTokenizerBase, name: str) -> CallStyle:
     """
     template = _template(tokenizer)
     if not takes_tools(tokenizer):
-        beginning = " ".join(template.split())[:60]
         raise PromptError(
-            f"the chat template of {name} takes no tools ({beginning}…); use a model whose template does, such as "
-            "Qwen 3 or Llama 3"
+            f"the chat template of {name} takes no tools; use a model whose template does, such as Qwen 3 or Llama 3"
         )
     if _CALL in template and "<function=" not in template and "<arg_key>" not in template:
         return "tagged"

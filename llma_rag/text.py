@@ -35,6 +35,8 @@ def prompt_ids(
     Raises:
         PromptError: the prompt is empty, or the model's chat template is missing or does not take it.
     """
+    if not prompt:
+        raise PromptError("the prompt is empty; pass a string or messages with some text")
     if isinstance(prompt, str):
         if chat_template_kwargs:
             raise PromptError(

@@ -139,6 +139,7 @@ def test_earlier_answers_are_references_for_similar_questions(chat, seen):
 async def test_answers_are_remembered_whatever_their_form(chat):
     memory = AnswerMemory(LetterEmbedder())
     said = await remember_answers(chat, memory).ainvoke("aaa")
+    assert type(said) is AIMessage
     assert memory.nearest("aaa")[0].text == said.content
     pieces = await collected(remember_answers(chat, memory).astream("bbb"))
     assert memory.nearest("bbb")[0].text == joined(pieces).content
@@ -149,6 +150,41 @@ async def test_answers_are_remembered_whatever_their_form(chat):
     with pytest.raises(ZeroDivisionError):
         remember_answers(broken, memory).invoke("ddd")
     assert len(memory) == 3
+    remember_answers(chat, memory).invoke([HumanMessage("eee"), AIMessage("no"), HumanMessage("fff")])
+    assert memory.nearest("fff")
+    with_steps = RunnableLambda(lambda question: question) | remember_answers(chat, memory)
+    assert joined(with_steps.stream("ggg")).content == memory.nearest("ggg")[0].text
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"answer_key": "text"}, "must have an answer under 'text', it has answer, more; say answer_key"),
+        ({"question_key": "q"}, "must have a question under 'q', it has input; say question_key"),
+    ],
+)
+def test_a_wrong_key_is_an_error(keys, message):
+    memory = AnswerMemory(LetterEmbedder())
+    chain = RunnableLambda(lambda values: {"answer": "to it", "more": 1})
+    remembering = remember_answers(chain, memory, **keys)
+    with pytest.raises(ValueError, match=message):
+        remembering.invoke({"input": "ccc"})
+    with pytest.raises(ValueError, match=message):
+        list(remembering.stream({"input": "ccc"}))
+    assert len(memory) == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"input": "?"}, "must have documents under 'context', it has input"),
+        ({"input": "?", "context": "text"}, "'context' must be a list of LangChain documents"),
+        ({"input": "?", "context": ["text"]}, "'context' must be a list of LangChain documents"),
+    ],
+)
+def test_a_documents_chain_without_documents_is_an_error(chat, values, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        create_reference_documents_chain(chat, PROMPT).invoke(values)
 
 
 def test_the_conversation_is_a_reference_where_the_prompt_leaves_it_out(chat, seen):

@@ -7,6 +7,7 @@ import json
 import threading
 
 import pytest
+import torch
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
@@ -154,7 +155,11 @@ def test_content_in_blocks_is_read_and_pictures_are_refused(chat):
     ("arguments", "error", "message"),
     [
         ({"temperature": 0.7}, ValueError, "temperature must be 0, got 0.7"),
-        ({"top_p": 0.5}, TypeError, "unknown arguments: top_p"),
+        (
+            {"top_p": 0.5},
+            TypeError,
+            "unknown argument top_p \\(here: nothing, decoding is greedy\\); there are draft, max_tokens",
+        ),
         ({"timeout": -1}, ValueError, "timeout must be more than 0"),
         ({"references": "text"}, TypeError, "references must be a list"),
         ({"references": [7]}, TypeError, "a reference must be a string"),
@@ -172,6 +177,31 @@ def test_constructors_refuse_what_they_do_not_know():
             kind(model="tiny", temperature=1)
         with pytest.raises(ValidationError, match="pipeline_kwargs"):
             kind(model="tiny", pipeline_kwargs={})
+
+
+@pytest.mark.parametrize("kind", [ChatLLMA, LLMA])
+def test_settings_of_other_classes_are_translated_or_named(kind):
+    assert kind(model="m", device=1).device == "cuda:1"
+    assert kind(model="m", device=-1).device == "cpu"
+    assert kind(model="m", device=torch.device("cpu"), dtype=torch.bfloat16).dtype == "bfloat16"
+    for settings, message in (
+        ({"max_new_tokens": 5}, r"unknown setting max_new_tokens \(here: max_tokens\); there are .*width"),
+        (
+            {"modle_kwargs": {}, "zzz": 1},
+            r"unknown settings modle_kwargs \(here: model_kwargs\), zzz; there are",
+        ),
+        (
+            {"engine": "pipe"},
+            r"engine must be an llma_rag.Engine, got str; make one with Engine\(model, tokenizer\)",
+        ),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            kind(model="m", **settings)
+
+
+def test_no_messages_are_an_error(chat):
+    with pytest.raises(PromptError, match="the prompt is empty"):
+        chat.invoke([])
 
 
 def test_an_error_in_the_model_reaches_the_caller_at_once(chat, engine, monkeypatch):
@@ -323,6 +353,27 @@ def test_a_cached_answer_serves_calls_with_and_without_references(chat, llm):
             assert len(cache._cache) == 1
             assert model.invoke(QUESTION, references=["other"]) == one or model is chat
             cache.clear()
+    finally:
+        set_llm_cache(None)
+
+
+async def test_a_cached_answer_has_the_copied_spans_of_its_own_call(chat):
+    set_llm_cache(InMemoryCache())
+    try:
+        first = chat.invoke(QUESTION, references=["other"])
+        answer = first.text
+        for cached in (
+            chat.invoke(QUESTION, references=["x", Document(answer, metadata={"source": "own"})]),
+            await chat.ainvoke(QUESTION, references=["x", Document(answer, metadata={"source": "own"})]),
+        ):
+            assert cached.text == answer
+            (span,) = cached.response_metadata["copied_spans"]
+            assert (span["start"], span["end"], span["reference_index"]) == (0, len(answer), 1)
+            assert span["metadata"] == {"source": "own"}
+            assert "decode_s" not in cached.response_metadata
+            assert cached.response_metadata["finish_reason"] == first.response_metadata["finish_reason"]
+        assert chat.invoke(QUESTION).response_metadata["copied_spans"] == []
+        assert "decode_s" in first.response_metadata
     finally:
         set_llm_cache(None)
 

@@ -29,6 +29,13 @@ def brute_force(output, references, minimum):
     return maximal
 
 
+def test_a_reference_for_drafts_only_hides_no_source():
+    answer, document = "The museum opens at nine in the morning.", "opens at nine in the"
+    earlier = Reference(answer, draft_only=True)
+    (span,) = copied_spans(answer, as_references([earlier, document]))
+    assert (span.start, span.end, span.reference_index) == (11, 31, 1)
+
+
 @given(output=texts, references=st.lists(texts, max_size=4), minimum=st.integers(1, 5))
 def test_spans_are_the_maximal_common_ranges(output, references, minimum):
     spans = copied_spans(output, as_references(references), minimum)

@@ -10,6 +10,7 @@ from llma_rag.provenance import Reference
 from llma_rag.references import AnswerMemory, as_reference, gather
 from llma_rag.retrieval import Chunk
 from tests.letters import LetterEmbedder
+from tests.test_langchain_standard import LetterEmbeddings
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,12 @@ def test_groups_come_in_their_order_and_each_text_once():
             gather(single)
 
 
+def test_a_source_stays_one_where_an_earlier_answer_says_the_same():
+    earlier, document = Reference("At nine.", draft_only=True), Document("At nine.", metadata={"source": "a"})
+    for groups in ([earlier], [document]), ([document], [earlier]):
+        assert gather(*groups) == [Reference("At nine.", {"source": "a"})]
+
+
 def test_answers_to_similar_questions_are_found_again(tmp_path):
     with AnswerMemory(LetterEmbedder(), tmp_path / "answers", min_similarity=0.9) as memory:
         memory.add("when does it open", "At nine.")
@@ -55,7 +62,8 @@ def test_answers_to_similar_questions_are_found_again(tmp_path):
         assert [one.text for one in memory.nearest("it does open when")] == ["At nine."]
         assert memory.nearest("qqq") == memory.nearest("") == []
         memory.add("when does it open", "At ten.")
-    with AnswerMemory(LetterEmbedder(), tmp_path / "answers") as memory:
+    with AnswerMemory(LetterEmbeddings(), tmp_path / "answers") as memory:
         (found,) = memory.nearest("when does it open", k=1)
         assert found.text == "At ten."
+        assert found.draft_only
         assert found.metadata == {"earlier_question": "when does it open", "similarity": 1.0}

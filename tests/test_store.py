@@ -669,8 +669,9 @@ def test_a_second_writer_is_told_to_wait(store, tmp_path):
     writer.communicate("\n")
     store.save(tmp_path / "s")
     with DocumentStore.open(tmp_path / "s", LetterEmbedder(), write=True):
-        with pytest.raises(StoreError, match="another process is writing"):
+        with pytest.raises(StoreError, match=r"this process has the store .* open for writing already"):
             DocumentStore.open(tmp_path / "s", LetterEmbedder(), write=True)
+    DocumentStore.open(tmp_path / "s", LetterEmbedder(), write=True).close()
 
 
 def test_the_store_needs_no_torch(tmp_path):

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from langchain_core.documents import Document
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompt_values import PromptValue
 from langchain_core.prompts import BasePromptTemplate, PromptTemplate, format_document
-from langchain_core.runnables import (
-    Runnable,
-    RunnableGenerator,
-    RunnableLambda,
-    RunnablePassthrough,
-)
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, RunnablePassthrough
 
+from llma_rag.provenance import Reference
 from llma_rag.references import AnswerMemory, gather
 
 References = Callable[[dict[str, Any]], Iterable[Any]]  # from a chain's input
@@ -61,7 +59,7 @@ def create_reference_documents_chain(
         )
 
     def answering(values: dict[str, Any]) -> Runnable[dict[str, Any], Any]:
-        documents: list[Document] = list(values[document_variable_name])
+        documents = _documents(values, document_variable_name)
         references = gather(documents, more_references(values) if more_references else None)
         return (
             RunnablePassthrough.assign(**{document_variable_name: formatted})
@@ -71,6 +69,19 @@ def create_reference_documents_chain(
         )
 
     return RunnableLambda(answering, name="reference_documents_chain")
+
+
+def _documents(values: dict[str, Any], key: str) -> list[Document]:
+    if key not in values:
+        raise ValueError(
+            f"the input must have documents under {key!r}, it has {', '.join(values) or 'nothing'}"
+        )
+    documents = values[key]
+    if isinstance(documents, str | Mapping) or not all(isinstance(one, Document) for one in documents):
+        raise TypeError(
+            f"{key!r} must be a list of LangChain documents; make one with Document(page_content=text)"
+        )
+    return list(documents)
 
 
 def earlier_answers(memory: AnswerMemory, *, question_key: str = "input", k: int = 2) -> References:
@@ -90,7 +101,8 @@ def conversation_references(messages_key: str = "chat_history") -> References:
 
     def found(values: dict[str, Any]) -> list[Any]:
         messages: list[BaseMessage] = list(values.get(messages_key) or [])
-        return [message.text for message in reversed(messages) if isinstance(message, AIMessage)]
+        said = [message.text for message in reversed(messages) if isinstance(message, AIMessage)]
+        return [Reference(text, {"earlier_answer": True}, draft_only=True) for text in said]
 
     return found
 
@@ -113,7 +125,7 @@ def remember_answers(
     question_key: str = "input",
     answer_key: str = "answer",
 ) -> Runnable[Any, Any]:
-    """Return the chain; whatever it answers completely, invoked or streamed, goes into the memory.
+    """Return the chain; what it answers, invoked or streamed to the end, goes into the memory.
 
     Args:
         chain: from a question, or a mapping with one, to a text, a message, or a mapping with an answer.
@@ -121,31 +133,82 @@ def remember_answers(
         question_key: the question's key, where the input is a mapping.
         answer_key: the answer's key, where the output is a mapping.
     """
+    return _RememberingChain(chain, memory, question_key, answer_key)
 
-    def answered(inputs: Iterator[Any]) -> Iterator[Any]:
-        for values in inputs:
-            pieces = []
-            for piece in chain.stream(values):
-                pieces.append(_answer(piece, answer_key))
-                yield piece
-            memory.add(_question(values, question_key), "".join(pieces))
 
-    async def aanswered(inputs: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        async for values in inputs:
-            pieces = []
-            async for piece in chain.astream(values):
-                pieces.append(_answer(piece, answer_key))
-                yield piece
-            memory.add(_question(values, question_key), "".join(pieces))
+class _RememberingChain(Runnable[Any, Any]):
+    """A chain whose answers go into a memory.
 
-    return RunnableGenerator(answered, aanswered, name="remember_answers")
+    Raises:
+        ValueError: when called, where the input has no such question or the output no such answer.
+    """
+
+    def __init__(
+        self, chain: Runnable[Any, Any], memory: AnswerMemory, question_key: str, answer_key: str
+    ) -> None:
+        self.name = "remember_answers"
+        self._chain = chain
+        self._memory = memory
+        self._question_key = question_key
+        self._answer_key = answer_key
+
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        question = _question(input, self._question_key)
+        output = self._chain.invoke(input, config, **kwargs)
+        self._memory.add(question, self._joined([output]))
+        return output
+
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
+        question = _question(input, self._question_key)
+        output = await self._chain.ainvoke(input, config, **kwargs)
+        await asyncio.to_thread(self._memory.add, question, self._joined([output]))
+        return output
+
+    def stream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
+        question, pieces = _question(input, self._question_key), []
+        for piece in self._chain.stream(input, config, **kwargs):
+            pieces.append(piece)
+            yield piece
+        self._memory.add(question, self._joined(pieces))
+
+    async def astream(
+        self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AsyncIterator[Any]:
+        question, pieces = _question(input, self._question_key), []
+        async for piece in self._chain.astream(input, config, **kwargs):
+            pieces.append(piece)
+            yield piece
+        await asyncio.to_thread(self._memory.add, question, self._joined(pieces))
+
+    def _joined(self, pieces: list[Any]) -> str:
+        """Return the answer of an output's pieces, which may be mappings that have it in parts."""
+        if pieces and all(isinstance(piece, Mapping) for piece in pieces):
+            keys = dict.fromkeys(key for piece in pieces for key in piece)
+            if self._answer_key not in keys:
+                raise ValueError(
+                    f"the chain's output must have an answer under {self._answer_key!r}, it has {', '.join(keys)}; "
+                    "say answer_key"
+                )
+            pieces = [piece[self._answer_key] for piece in pieces if self._answer_key in piece]
+        return "".join(piece.text if isinstance(piece, BaseMessage) else str(piece) for piece in pieces)
 
 
 def _question(values: Any, key: str) -> str:
-    return str(values[key]) if isinstance(values, Mapping) else str(values)
+    """Return the question of a chain's input.
 
-
-def _answer(piece: Any, key: str) -> str:
-    if isinstance(piece, Mapping):
-        piece = piece.get(key, "")
-    return piece.text if isinstance(piece, BaseMessage) else str(piece)
+    Raises:
+        ValueError: it is a mapping without one.
+    """
+    if isinstance(values, PromptValue):
+        values = values.to_messages()
+    if isinstance(values, list) and values and all(isinstance(one, BaseMessage) for one in values):
+        values = next((one for one in reversed(values) if isinstance(one, HumanMessage)), values[-1])
+    if isinstance(values, BaseMessage):
+        return values.text
+    if not isinstance(values, Mapping):
+        return str(values)
+    if key not in values:
+        raise ValueError(
+            f"the input must have a question under {key!r}, it has {', '.join(values) or 'nothing'}; say question_key"
+        )
+    return str(values[key])

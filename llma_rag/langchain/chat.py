@@ -12,7 +12,8 @@ from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.chat_models import agenerate_from_stream, generate_from_stream
 from langchain_core.language_models.model_profile import ModelProfile
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.outputs import Generation as Completion
 from langchain_core.runnables import Runnable
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
@@ -20,7 +21,15 @@ from pydantic import Field
 
 from llma_rag.engine import Engine, RequestOptions
 from llma_rag.generation import Generation
-from llma_rag.langchain.messages import artifacts, as_chat_messages, as_chunk, evidence, usage
+from llma_rag.langchain.messages import (
+    artifacts,
+    as_chat_messages,
+    as_chunk,
+    evidence,
+    spans_as_data,
+    usage,
+    without_evidence,
+)
 from llma_rag.langchain.model import STRICT, EngineFields
 from llma_rag.provenance import Reference, copied_spans
 from llma_rag.references import gather
@@ -76,6 +85,47 @@ class ChatLLMA(EngineFields, BaseChatModel):
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
         kwargs.pop("references", None)
         return super()._get_llm_string(stop=stop, **kwargs)
+
+    # -- caches -------------------------------------------------------------------------------------
+
+    def _convert_cached_generations(self, cache_val: list[Completion]) -> list[ChatGeneration]:
+        """Return an answer out of a cache without the evidence of the call that decoded it."""
+        answers = super()._convert_cached_generations([one.model_copy() for one in cache_val])
+        for answer in answers:
+            answer.generation_info = without_evidence(answer.generation_info or {})
+            metadata = without_evidence(answer.message.response_metadata)
+            answer.message = answer.message.model_copy(update={"response_metadata": metadata})
+        return answers
+
+    def _generate_with_cache(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        result = super()._generate_with_cache(messages, stop, run_manager, **kwargs)
+        return self._with_own_spans(result, messages, kwargs)
+
+    async def _agenerate_with_cache(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        result = await super()._agenerate_with_cache(messages, stop, run_manager, **kwargs)
+        return self._with_own_spans(result, messages, kwargs)
+
+    def _with_own_spans(
+        self, result: ChatResult, messages: Sequence[BaseMessage], kwargs: Mapping[str, Any]
+    ) -> ChatResult:
+        """Return a result whose answers out of a cache say what of them stands in this call's references."""
+        for made in result.generations:
+            if "copied_spans" not in made.message.response_metadata:
+                spans = copied_spans(made.message.text, self._references(messages, kwargs))
+                made.message.response_metadata["copied_spans"] = spans_as_data(spans)
+        return result
 
     # -- answering ----------------------------------------------------------------------------------
 
@@ -135,7 +185,8 @@ class ChatLLMA(EngineFields, BaseChatModel):
         tools: list[dict[str, Any]] = kwargs.pop("tools", None) or []
         choice = kwargs.pop("tool_choice", None)
         template_kwargs = {**self.chat_template_kwargs, **(kwargs.pop("chat_template_kwargs", None) or {})}
-        references = gather(kwargs.pop("references", None), self.references, artifacts(messages))
+        references = self._references(messages, kwargs)
+        kwargs.pop("references", None)
         options = self._options(stop, kwargs, references)
         if tools and choice != "none":
             template_kwargs["tools"] = tools
@@ -153,6 +204,9 @@ class ChatLLMA(EngineFields, BaseChatModel):
             calls=style,
         )
         return _Call(engine, chat_messages, options, parser, references, opening=prefix)
+
+    def _references(self, messages: Sequence[BaseMessage], kwargs: Mapping[str, Any]) -> list[Reference]:
+        return gather(kwargs.get("references"), self.references, artifacts(messages))
 
     # -- tools --------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from langchain_core.messages import (
@@ -136,7 +136,7 @@ def usage(answer: Generation) -> UsageMetadata:
 def evidence(answer: Generation, spans: Sequence[CopiedSpan], *, model: str, called: bool) -> dict[str, Any]:
     """Return what goes into `response_metadata`, as data that JSON can hold."""
     timings = answer.timings
-    data = {
+    return {
         "finish_reason": "tool_calls" if called else answer.finish_reason,
         "model_name": model,
         "model_provider": "llma_rag",
@@ -148,17 +148,32 @@ def evidence(answer: Generation, spans: Sequence[CopiedSpan], *, model: str, cal
         "decode_s": round(timings.decode_s, 4),
         "queued_s": round(timings.queued_s, 4),
         "exact": answer.verdict.exact,
-        "copied_spans": [
-            {
-                "start": span.start,
-                "end": span.end,
-                "reference_index": span.reference_index,
-                "reference_start": span.reference_start,
-                "reference_end": span.reference_end,
-                "metadata": dict(span.metadata),
-            }
-            for span in spans
-        ],
+        "copied_spans": spans_as_data(spans),
     }
-    plain: dict[str, Any] = json.loads(json.dumps(data, default=str))
+
+
+def spans_as_data(spans: Sequence[CopiedSpan]) -> list[dict[str, Any]]:
+    """Return copied spans as data that JSON can hold."""
+    data = [
+        {name: getattr(span, name) for name in CopiedSpan.__slots__} | {"metadata": dict(span.metadata)}
+        for span in spans
+    ]
+    plain: list[dict[str, Any]] = json.loads(json.dumps(data, default=str))
     return plain
+
+
+_OF_ONE_CALL = (
+    "forward_passes",
+    "tokens_per_pass",
+    "drafted_tokens",
+    "accepted_tokens",
+    "prefill_s",
+    "decode_s",
+    "queued_s",
+    "copied_spans",
+)
+
+
+def without_evidence(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `response_metadata` without what only holds for the call that decoded the answer."""
+    return {name: value for name, value in metadata.items() if name not in _OF_ONE_CALL}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any
 
-from langchain_core.language_models.base import LangSmithParams
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+import torch
+from langchain_core.language_models.base import BaseLanguageModel, LangSmithParams
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from llma_rag.engine import DEFAULT_MAX_TOKENS, Engine, RequestOptions
 from llma_rag.provenance import Reference
@@ -16,6 +18,22 @@ from llma_rag.sharing import EngineSpec, loaded_engine, shared_engine
 from llma_rag.text import reference_ids
 
 _PER_CALL = ("max_tokens", "timeout", "draft")
+_CALL_TAKES = ("stop", "references", *_PER_CALL, "model", "temperature")
+_ELSEWHERE = {  # what other classes call it
+    "model_id": "model",
+    "model_name": "model",
+    "max_new_tokens": "max_tokens",
+    "max_completion_tokens": "max_tokens",
+    "torch_dtype": "dtype",
+    "device_map": 'model_kwargs={"device_map": ...}',
+    "quantization_config": 'model_kwargs={"quantization_config": ...}',
+    "pipeline": "engine=Engine(pipeline.model, pipeline.tokenizer)",
+    "pipeline_kwargs": "max_tokens and stop",
+    "do_sample": "nothing, decoding is greedy",
+    "top_p": "nothing, decoding is greedy",
+    "top_k": "nothing, decoding is greedy",
+    "num_beams": "nothing, decoding is greedy",
+}
 _IDENTIFYING = (
     "model",
     "device",
@@ -67,6 +85,37 @@ class EngineFields(BaseModel):
     api_key: Any = Field(default=None, exclude=True, repr=False)
     """Without effect on a local model."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _require_known(cls, values: Any) -> Any:
+        known = {*cls.model_fields, *(field.alias for field in cls.model_fields.values() if field.alias)}
+        if isinstance(values, dict) and not values.keys() <= known:
+            theirs = [name for name in cls.model_fields if name not in BaseLanguageModel.model_fields]
+            raise ValueError(_unknown("setting", values.keys() - known, theirs))
+        return values
+
+    @field_validator("engine")
+    @classmethod
+    def _require_engine(cls, engine: Any) -> Any:
+        if engine is not None and not isinstance(engine, Engine):
+            raise ValueError(
+                f"engine must be an llma_rag.Engine, got {type(engine).__name__}; make one with Engine(model, tokenizer)"
+            )
+        return engine
+
+    @field_validator("device", mode="before")
+    @classmethod
+    def _named_device(cls, device: Any) -> Any:
+        """Take a number as pipelines of transformers do: that GPU, or the CPU below 0."""
+        if isinstance(device, int) and not isinstance(device, bool):
+            return "cpu" if device < 0 else f"cuda:{device}"
+        return str(device) if isinstance(device, torch.device) else device
+
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _named_dtype(cls, dtype: Any) -> Any:
+        return str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
+
     @field_validator("temperature")
     @classmethod
     def _require_greedy(cls, temperature: float) -> float:
@@ -113,9 +162,7 @@ class EngineFields(BaseModel):
         kwargs.pop("stream", None)
         unknown = sorted(kwargs.keys() - set(_PER_CALL))
         if unknown:
-            raise TypeError(
-                f"unknown arguments: {', '.join(unknown)}; a call takes references, {', '.join(_PER_CALL)}"
-            )
+            raise TypeError(_unknown("argument", unknown, _CALL_TAKES))
         options = RequestOptions(
             references=references,
             max_tokens=kwargs.get("max_tokens", self.max_tokens),
@@ -137,6 +184,17 @@ class EngineFields(BaseModel):
     def get_token_ids(self, text: str) -> list[int]:
         """Return the model's ids of a text, without special ones."""
         return reference_ids(self._engine({}).tokenizer, text)
+
+
+def _unknown(what: str, names: Iterable[str], known: Sequence[str]) -> str:
+    """Return an error's text: what is not known, what it is called here, and what there is."""
+    known = sorted(known)
+    told = []
+    for name in sorted(names):
+        near = get_close_matches(name, known, n=1)
+        instead = _ELSEWHERE.get(name) or (near[0] if near else None)
+        told.append(f"{name} (here: {instead})" if instead else name)
+    return f"unknown {what}{'s' if len(told) > 1 else ''} {', '.join(told)}; there are {', '.join(known)}"
 
 
 def require_greedy(temperature: float | None) -> float:

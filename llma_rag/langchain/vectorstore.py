@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -15,8 +16,8 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.vectorstores import VectorStore
 from pydantic import ConfigDict, Field
 
-from llma_rag.langchain.embeddings import as_embedder, units
-from llma_rag.retrieval import Chunk, DocumentStore, Hit, SearchMode
+from llma_rag.retrieval import Chunk, DocumentStore, Hit, SearchMode, as_embedder
+from llma_rag.retrieval.embedding import unit_vectors
 from llma_rag.retrieval.filters import Filter
 
 
@@ -29,7 +30,8 @@ class FaissVectorStore(VectorStore):
     Args:
         embedding: makes the vectors.
         folder: where to keep the store; None keeps it in memory. It may be one that `llma-rag index` made.
-        read_only: leave the store to others to write; otherwise no other process writes until `close`.
+        read_only: leave the store to others to write; otherwise nobody else writes until `close`, or until the end of
+            the `with` block that this store opens.
         name: of the embedding model, which the store remembers; by default what `embedding` says.
     """
 
@@ -60,6 +62,14 @@ class FaissVectorStore(VectorStore):
     def close(self) -> None:
         """Close the folder, so that others may write."""
         self.store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def save_local(self, folder: str | Path) -> None:
         """Make a folder hold what this store holds."""
@@ -132,7 +142,7 @@ class FaissVectorStore(VectorStore):
     ) -> list[Document]:
         """Return the `k` documents nearest to a vector."""
         _require_nothing(kwargs)
-        hits = self.store.search_vector(units([embedding])[0], k, where=filter)
+        hits = self.store.search_vector(unit_vectors([embedding])[0], k, where=filter)
         return [document_of(hit) for hit in hits]
 
     def max_marginal_relevance_search(
@@ -164,7 +174,7 @@ class FaissVectorStore(VectorStore):
         """Return the same for a vector."""
         _require_nothing(kwargs)
         hits = self.store.search_mmr(
-            units([embedding])[0], k, pool=fetch_k, relevance_share=lambda_mult, where=filter
+            unit_vectors([embedding])[0], k, pool=fetch_k, relevance_share=lambda_mult, where=filter
         )
         return [document_of(hit) for hit in hits]
 

@@ -2,7 +2,7 @@
 
 from llma_rag.retrieval.database import StoredDocument
 from llma_rag.retrieval.documents import Chunk, Document, Skipped
-from llma_rag.retrieval.embedding import Embedder, default_embedder, embedder_named
+from llma_rag.retrieval.embedding import Embedder, as_embedder, default_embedder, embedder_named
 from llma_rag.retrieval.indexing import IndexReport, index_documents
 from llma_rag.retrieval.reading import read_documents
 from llma_rag.retrieval.splitting import split_documents
@@ -19,6 +19,7 @@ __all__ = [
     "Skipped",
     "StoreInfo",
     "StoredDocument",
+    "as_embedder",
     "default_embedder",
     "embedder_named",
     "index_documents",

@@ -6,7 +6,7 @@ import functools
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ _BATCH = 16
 Vectors = NDArray[np.float32]  # (texts, dimension), rows of length 1
 
 
+@runtime_checkable
 class Embedder(Protocol):
     """Turns texts into unit vectors whose inner product is their similarity."""
 
@@ -159,3 +160,72 @@ def default_embedder() -> SentenceTransformerEmbedder:
 def embedder_named(name: str) -> SentenceTransformerEmbedder:
     """Return the embedder of that name, as stores remember it."""
     return default_embedder() if name == DEFAULT_EMBEDDING_MODEL else SentenceTransformerEmbedder(name)
+
+
+class FrameworkEmbedder:
+    """LangChain's or LlamaIndex's embeddings as the store wants them; they are known by their methods.
+
+    Args:
+        embeddings: make the vectors.
+        name: what the store remembers; by default the embeddings' model, else their class.
+
+    Raises:
+        TypeError: they have the methods of neither framework.
+    """
+
+    def __init__(self, embeddings: Any, name: str | None = None) -> None:
+        for many, one in _EMBEDDING_METHODS:
+            if hasattr(embeddings, many) and hasattr(embeddings, one):
+                self._embed, self._embed_query = getattr(embeddings, many), getattr(embeddings, one)
+                break
+        else:
+            raise TypeError(
+                "embeddings must be an Embedder of llma_rag, or embeddings of LangChain or LlamaIndex, got "
+                f"{type(embeddings).__name__}"
+            )
+        self.name = name or _model_of(embeddings)
+
+    def count_tokens(self, text: str) -> int:
+        """Return about how many tokens a text has; the embeddings do not tell."""
+        return max(len(text) // 4, len(text.split()))
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """Return one unit vector per text, (texts, dimension)."""
+        return unit_vectors(self._embed(list(texts)))
+
+    def embed_query(self, text: str) -> Vectors:
+        """Return the unit vector of a question, (dimension,)."""
+        vector: Vectors = unit_vectors([self._embed_query(text)])[0]
+        return vector
+
+
+_EMBEDDING_METHODS = (
+    ("embed_documents", "embed_query"),  # LangChain
+    ("get_text_embedding_batch", "get_query_embedding"),  # LlamaIndex
+)
+
+
+def as_embedder(embeddings: Any, name: str | None = None) -> Embedder:
+    """Return embeddings as the store wants them; ours inside a framework's class serve as they are.
+
+    Raises:
+        TypeError: they are neither ours nor those of a framework.
+    """
+    inner = getattr(embeddings, "embedder", embeddings)
+    if name is None and isinstance(inner, Embedder):
+        return inner
+    return FrameworkEmbedder(embeddings, name)
+
+
+def unit_vectors(vectors: Sequence[Sequence[float]]) -> Vectors:
+    """Return vectors as an array whose rows have length 1."""
+    made = np.asarray(vectors, np.float32)
+    return np.asarray(made / np.maximum(np.linalg.norm(made, axis=-1, keepdims=True), 1e-12), np.float32)
+
+
+def _model_of(embeddings: Any) -> str:
+    for attribute in ("model", "model_name", "model_id"):
+        value = getattr(embeddings, attribute, None)
+        if isinstance(value, str) and value:
+            return value
+    return type(embeddings).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from weakref import WeakSet
 
 from filelock import FileLock, Timeout
 
@@ -14,6 +15,7 @@ _DATABASE = "store.sqlite"
 _LOCK = ".lock"
 _OURS = (_DATABASE, "vectors-")
 _MAX_VECTOR_BYTES = 64 * 2**30
+_locked_here: WeakSet[StoreFolder] = WeakSet()
 
 
 class StoreFolder:
@@ -70,15 +72,22 @@ class StoreFolder:
         try:
             self._lock.acquire()
         except Timeout:
+            place = self.path.resolve()
+            if any(other.path.resolve() == place for other in _locked_here):
+                raise StoreError(
+                    f"this process has the store {self.path} open for writing already; use that one, or close() it first"
+                ) from None
             raise StoreError(
                 f"another process is writing to the store {self.path}; try again later"
             ) from None
         except OSError as error:
             raise StoreError(f"the store {self.path} cannot be written: {error.strerror}") from error
+        _locked_here.add(self)
 
     def unlock(self) -> None:
         """Let other writers in."""
         self._lock.release()
+        _locked_here.discard(self)
 
     def write_vectors(self, content: bytes) -> dict[str, str]:
         """Write a vector file; return its name and SHA-256 for the manifest.
