@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import aclosing, closing
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -19,25 +19,19 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import Field
 
-from llma_rag.engine import Engine, RequestOptions
-from llma_rag.generation import Generation
-from llma_rag.langchain.messages import (
-    artifacts,
-    as_chat_messages,
-    as_chunk,
-    evidence,
-    spans_as_data,
-    usage,
-    without_evidence,
-)
-from llma_rag.langchain.model import STRICT, EngineFields
+from llma_rag.chat_call import ChatCall, tool_choice_of
+from llma_rag.engine import Engine
+from llma_rag.evidence import spans_as_data, without_evidence
+from llma_rag.langchain.messages import artifacts, as_chat_messages, as_chunk, usage
+from llma_rag.langchain.model import LangChainSettings
 from llma_rag.provenance import Reference, copied_spans
 from llma_rag.references import gather
-from llma_rag.replies import ReplyParser, ReplyPiece, call_style, forced_call, takes_tools, thinks
-from llma_rag.text import answer_opening, prompt_ids
+from llma_rag.replies import takes_tools, thinks
+from llma_rag.settings import STRICT
+from llma_rag.text import prompt_ids
 
 
-class ChatLLMA(EngineFields, BaseChatModel):
+class ChatLLMA(LangChainSettings, BaseChatModel):
     """A local chat model that drafts from references, with the same text as without them.
 
     The prompt always is a reference. More of them come by call (`llm.bind(references=documents)`), by constructor, and
@@ -137,11 +131,12 @@ class ChatLLMA(EngineFields, BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         call = self._call(self._engine(kwargs), messages, stop, kwargs)
-        with call.engine.stream(call.messages, **call.options) as stream:
-            yield from call.chunks(call.opening)
-            for text in stream:
-                yield from call.chunks(text)
-            yield call.last_chunk(stream.result)
+        calls = 0
+        with closing(call.pieces()) as pieces:
+            for piece in pieces:
+                yield ChatGenerationChunk(message=as_chunk(piece, calls))
+                calls += len(piece.tool_calls)
+        yield _last_chunk(call)
 
     async def _astream(
         self,
@@ -151,13 +146,12 @@ class ChatLLMA(EngineFields, BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         call = self._call(await self._aengine(kwargs), messages, stop, kwargs)
-        async with call.engine.astream(call.messages, **call.options) as stream:
-            for chunk in call.chunks(call.opening):
-                yield chunk
-            async for text in stream:
-                for chunk in call.chunks(text):
-                    yield chunk
-            yield call.last_chunk(await stream.result())
+        calls = 0
+        async with aclosing(call.apieces()) as pieces:
+            async for piece in pieces:
+                yield ChatGenerationChunk(message=as_chunk(piece, calls))
+                calls += len(piece.tool_calls)
+        yield _last_chunk(call)
 
     def _generate(
         self,
@@ -179,31 +173,15 @@ class ChatLLMA(EngineFields, BaseChatModel):
 
     def _call(
         self, engine: Engine, messages: Sequence[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
-    ) -> _Call:
+    ) -> ChatCall:
         """Return a request for the engine; unknown arguments are an error."""
-        kwargs = dict(kwargs)
-        tools: list[dict[str, Any]] = kwargs.pop("tools", None) or []
-        choice = kwargs.pop("tool_choice", None)
-        template_kwargs = {**self.chat_template_kwargs, **(kwargs.pop("chat_template_kwargs", None) or {})}
         references = self._references(messages, kwargs)
-        kwargs.pop("references", None)
+        kwargs = {name: value for name, value in kwargs.items() if name != "references"}
+        tools, tool_choice = kwargs.pop("tools", None) or [], kwargs.pop("tool_choice", None)
+        template_kwargs = {**self.chat_template_kwargs, **(kwargs.pop("chat_template_kwargs", None) or {})}
         options = self._options(stop, kwargs, references)
-        if tools and choice != "none":
-            template_kwargs["tools"] = tools
-            style = call_style(engine.tokenizer, engine.name)
-            prefix = _forced_prefix(style, tools, choice)
-        else:
-            style, prefix = None, ""
-        chat_messages = as_chat_messages(messages)
-        options["chat_template_kwargs"], options["answer_prefix"] = template_kwargs, prefix
-        thinking = thinks(engine.tokenizer) and not prefix
-        parser = ReplyParser(
-            thinks=thinking,
-            opened=thinking
-            and answer_opening(engine.tokenizer, chat_messages, template_kwargs).endswith("<think>"),
-            calls=style,
-        )
-        return _Call(engine, chat_messages, options, parser, references, opening=prefix)
+        options["chat_template_kwargs"] = template_kwargs
+        return ChatCall(engine, as_chat_messages(messages), options, tools=tools, tool_choice=tool_choice)
 
     def _references(self, messages: Sequence[BaseMessage], kwargs: Mapping[str, Any]) -> list[Reference]:
         return gather(kwargs.get("references"), self.references, artifacts(messages))
@@ -229,7 +207,7 @@ class ChatLLMA(EngineFields, BaseChatModel):
             PromptError: when called, where the model's chat template takes no tools.
         """
         described = [convert_to_openai_tool(tool) for tool in tools]
-        choice = _tool_choice(tool_choice, [tool["function"]["name"] for tool in described])
+        choice = tool_choice_of(tool_choice, [tool["function"]["name"] for tool in described])
         return self.bind(tools=described, **({"tool_choice": choice} if choice else {}), **kwargs)
 
     # -- counting -----------------------------------------------------------------------------------
@@ -245,64 +223,7 @@ class ChatLLMA(EngineFields, BaseChatModel):
         return len(prompt_ids(tokenizer, as_chat_messages(messages), chat_template_kwargs=kwargs))
 
 
-@dataclass
-class _Call:
-    """A request on its way: the parts of its reply, as LangChain's chunks."""
-
-    engine: Engine
-    messages: list[dict[str, Any]]
-    options: RequestOptions
-    parser: ReplyParser
-    references: list[Reference]
-    opening: str  # what the answer begins with, already in the prompt
-    content: str = ""
-    tool_calls: int = 0
-
-    def chunks(self, text: str) -> Iterator[ChatGenerationChunk]:
-        """Return the chunk that a piece of text makes final, if any."""
-        piece = self.parser.feed(text) if text else ReplyPiece()
-        if piece:
-            yield ChatGenerationChunk(message=self._chunk(piece))
-
-    def last_chunk(self, answer: Generation) -> ChatGenerationChunk:
-        """Return the rest with usage and evidence."""
-        message = self._chunk(self.parser.finish())
-        message.chunk_position = "last"
-        message.usage_metadata = usage(answer)
-        is_whole = self.content == answer.text
-        spans = answer.copied_spans if is_whole else copied_spans(self.content, self.references)
-        return ChatGenerationChunk(
-            message=message,
-            generation_info=evidence(answer, spans, model=self.engine.name, called=self.tool_calls > 0),
-        )
-
-    def _chunk(self, piece: ReplyPiece) -> AIMessageChunk:
-        chunk = as_chunk(piece, self.tool_calls)
-        self.content += piece.content
-        self.tool_calls += len(piece.tool_calls)
-        return chunk
-
-
-def _tool_choice(choice: str | bool | Mapping[str, Any] | None, names: Sequence[str]) -> str | None:
-    """Return `none`, `any`, the name of a tool, or None for the model's own choice."""
-    if isinstance(choice, Mapping):
-        choice = str(choice.get("function", choice).get("name"))
-    if choice in (None, False, "auto"):
-        return None
-    if choice in (True, "any", "required"):
-        return "any"
-    if choice == "none":
-        return "none"
-    if choice not in names:
-        raise ValueError(f"tool_choice must be auto, none, any or one of {', '.join(names)}, got {choice!r}")
-    return str(choice)
-
-
-def _forced_prefix(style: Any, tools: Sequence[Mapping[str, Any]], choice: Any) -> str:
-    names = [tool["function"]["name"] for tool in tools]
-    wanted = _tool_choice(choice, names)
-    if wanted is None:
-        return ""
-    if wanted == "any":
-        return forced_call(style, names[0] if len(names) == 1 else None)
-    return forced_call(style, wanted)
+def _last_chunk(call: ChatCall) -> ChatGenerationChunk:
+    """Return usage and evidence of a reply."""
+    message = AIMessageChunk(content="", usage_metadata=usage(call.answer), chunk_position="last")
+    return ChatGenerationChunk(message=message, generation_info=call.evidence)

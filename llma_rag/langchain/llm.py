@@ -14,13 +14,15 @@ from langchain_core.outputs import GenerationChunk, LLMResult
 from langchain_core.runnables import RunnableConfig
 
 from llma_rag.engine import RequestOptions
+from llma_rag.evidence import evidence
 from llma_rag.generation import Generation
-from llma_rag.langchain.messages import evidence, usage
-from llma_rag.langchain.model import STRICT, EngineFields
+from llma_rag.langchain.messages import usage
+from llma_rag.langchain.model import LangChainSettings
 from llma_rag.references import gather
+from llma_rag.settings import STRICT
 
 
-class LLMA(EngineFields, BaseLLM):
+class LLMA(LangChainSettings, BaseLLM):
     """A local completion model that drafts from references, with the same text as without them.
 
     >>> LLMA(model="smollm2-135m").max_tokens

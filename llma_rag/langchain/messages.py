@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from langchain_core.messages import (
@@ -20,7 +20,6 @@ from langchain_core.messages.tool import invalid_tool_call, tool_call_chunk
 from langchain_core.utils.json import parse_partial_json
 
 from llma_rag.generation import Generation
-from llma_rag.provenance import CopiedSpan
 from llma_rag.replies import ReplyPiece, as_template_call
 
 _ROLES: dict[type[BaseMessage], str] = {SystemMessage: "system", HumanMessage: "user", AIMessage: "assistant"}
@@ -131,49 +130,3 @@ def usage(answer: Generation) -> UsageMetadata:
         output_tokens=answer.completion_tokens,
         total_tokens=answer.prompt_tokens + answer.completion_tokens,
     )
-
-
-def evidence(answer: Generation, spans: Sequence[CopiedSpan], *, model: str, called: bool) -> dict[str, Any]:
-    """Return what goes into `response_metadata`, as data that JSON can hold."""
-    timings = answer.timings
-    return {
-        "finish_reason": "tool_calls" if called else answer.finish_reason,
-        "model_name": model,
-        "model_provider": "llma_rag",
-        "forward_passes": answer.forward_passes,
-        "tokens_per_pass": round(answer.tokens_per_pass, 3),
-        "drafted_tokens": answer.drafted,
-        "accepted_tokens": answer.accepted,
-        "prefill_s": round(timings.prefill_s, 4),
-        "decode_s": round(timings.decode_s, 4),
-        "queued_s": round(timings.queued_s, 4),
-        "exact": answer.verdict.exact,
-        "copied_spans": spans_as_data(spans),
-    }
-
-
-def spans_as_data(spans: Sequence[CopiedSpan]) -> list[dict[str, Any]]:
-    """Return copied spans as data that JSON can hold."""
-    data = [
-        {name: getattr(span, name) for name in CopiedSpan.__slots__} | {"metadata": dict(span.metadata)}
-        for span in spans
-    ]
-    plain: list[dict[str, Any]] = json.loads(json.dumps(data, default=str))
-    return plain
-
-
-_OF_ONE_CALL = (
-    "forward_passes",
-    "tokens_per_pass",
-    "drafted_tokens",
-    "accepted_tokens",
-    "prefill_s",
-    "decode_s",
-    "queued_s",
-    "copied_spans",
-)
-
-
-def without_evidence(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `response_metadata` without what only holds for the call that decoded the answer."""
-    return {name: value for name, value in metadata.items() if name not in _OF_ONE_CALL}

@@ -1,39 +1,15 @@
-"""What LangChain's two kinds of model share: the engine's settings, and loading it on first use."""
+"""What LangChain's two kinds of model share beside the engine's settings."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from difflib import get_close_matches
 from typing import Any
 
-import torch
-from langchain_core.language_models.base import BaseLanguageModel, LangSmithParams
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from langchain_core.language_models.base import LangSmithParams
+from pydantic import Field
 
-from llma_rag.engine import DEFAULT_MAX_TOKENS, Engine, RequestOptions
-from llma_rag.provenance import Reference
-from llma_rag.sharing import EngineSpec, loaded_engine, shared_engine
+from llma_rag.settings import STRICT, EngineSettings
 from llma_rag.text import reference_ids
 
-_PER_CALL = ("max_tokens", "timeout", "draft")
-_CALL_TAKES = ("stop", "references", *_PER_CALL, "model", "temperature")
-_ELSEWHERE = {  # what other classes call it
-    "model_id": "model",
-    "model_name": "model",
-    "max_new_tokens": "max_tokens",
-    "max_completion_tokens": "max_tokens",
-    "torch_dtype": "dtype",
-    "device_map": 'model_kwargs={"device_map": ...}',
-    "quantization_config": 'model_kwargs={"quantization_config": ...}',
-    "pipeline": "engine=Engine(pipeline.model, pipeline.tokenizer)",
-    "pipeline_kwargs": "max_tokens and stop",
-    "do_sample": "nothing, decoding is greedy",
-    "top_p": "nothing, decoding is greedy",
-    "top_k": "nothing, decoding is greedy",
-    "num_beams": "nothing, decoding is greedy",
-}
 _IDENTIFYING = (
     "model",
     "device",
@@ -46,132 +22,19 @@ _IDENTIFYING = (
 )  # what an answer depends on: caches go by it
 
 
-STRICT = ConfigDict(
-    extra="forbid", protected_namespaces=(), populate_by_name=True, arbitrary_types_allowed=True
-)
-
-
-class EngineFields(BaseModel):
-    """The settings of a model, the same for chat and completion; an unknown one is an error."""
+class LangChainSettings(EngineSettings):
+    """The engine's settings, and those that LangChain has for every model."""
 
     model_config = STRICT
 
-    model: str
-    """Hub name, local folder, GGUF file, or `smollm2-135m`, which needs no hub."""
-    engine: Any = Field(default=None, exclude=True, repr=False)
-    """An `llma_rag.Engine` that is loaded already; `model` then is only its name."""
-    device: str = "auto"
-    dtype: str = "auto"
-    width: int | None = None
-    """Positions per verify step; None takes one that is exact here."""
-    max_context: int | None = None
-    """Most positions, prompt and answer together."""
-    model_kwargs: dict[str, Any] = Field(default_factory=dict)
-    """Handed to `from_pretrained` of transformers."""
-    max_tokens: int | None = DEFAULT_MAX_TOKENS
-    """Most tokens of an answer; None takes what room the context has."""
     stop: list[str] | None = Field(default=None, alias="stop_sequences")
     """Strings that end an answer and are not part of it."""
-    references: Sequence[Any] = Field(default=(), exclude=True, repr=False)
-    """Texts or documents that every answer may copy from."""
-    temperature: float = 0.0
-    """0: decoding is greedy."""
-    timeout: float | None = None
-    """Seconds after which an answer that is not complete is an error."""
     streaming: bool = False
     """Stream below `invoke` too, for callbacks that want every token."""
     max_retries: int | None = None
     """Without effect on a local model."""
     api_key: Any = Field(default=None, exclude=True, repr=False)
     """Without effect on a local model."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _require_known(cls, values: Any) -> Any:
-        known = {*cls.model_fields, *(field.alias for field in cls.model_fields.values() if field.alias)}
-        if isinstance(values, dict) and not values.keys() <= known:
-            theirs = [name for name in cls.model_fields if name not in BaseLanguageModel.model_fields]
-            raise ValueError(_unknown("setting", values.keys() - known, theirs))
-        return values
-
-    @field_validator("engine")
-    @classmethod
-    def _require_engine(cls, engine: Any) -> Any:
-        if engine is not None and not isinstance(engine, Engine):
-            raise ValueError(
-                f"engine must be an llma_rag.Engine, got {type(engine).__name__}; make one with Engine(model, tokenizer)"
-            )
-        return engine
-
-    @field_validator("device", mode="before")
-    @classmethod
-    def _named_device(cls, device: Any) -> Any:
-        """Take a number as pipelines of transformers do: that GPU, or the CPU below 0."""
-        if isinstance(device, int) and not isinstance(device, bool):
-            return "cpu" if device < 0 else f"cuda:{device}"
-        return str(device) if isinstance(device, torch.device) else device
-
-    @field_validator("dtype", mode="before")
-    @classmethod
-    def _named_dtype(cls, dtype: Any) -> Any:
-        return str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
-
-    @field_validator("temperature")
-    @classmethod
-    def _require_greedy(cls, temperature: float) -> float:
-        return require_greedy(temperature)
-
-    @property
-    def _spec(self) -> EngineSpec:
-        return EngineSpec(
-            self.model, self.device, self.dtype, self.width, self.max_context, dict(self.model_kwargs)
-        )
-
-    def _spec_for(self, kwargs: dict[str, Any]) -> EngineSpec:
-        name = kwargs.pop("model", None)
-        return self._spec if name is None else replace(self._spec, model=name)
-
-    def _loaded_engine(self) -> Engine | None:
-        return self.engine if self.engine is not None else loaded_engine(self._spec)
-
-    def _engine(self, kwargs: dict[str, Any]) -> Engine:
-        """Return the engine, loading it first where needed; a call may name another model."""
-        spec = self._spec_for(kwargs)
-        if self.engine is not None and spec.model == self.model:
-            engine: Engine = self.engine
-            return engine
-        return shared_engine(spec)
-
-    async def _aengine(self, kwargs: dict[str, Any]) -> Engine:
-        """Return the same; the event loop goes on while the model is loaded."""
-        name = kwargs.get("model", self.model)
-        if name != self.model or self._loaded_engine() is None:
-            return await asyncio.to_thread(self._engine, kwargs)
-        return self._engine(kwargs)
-
-    def _options(
-        self, stop: list[str] | None, kwargs: dict[str, Any], references: list[Reference]
-    ) -> RequestOptions:
-        """Return the engine's options of a call.
-
-        Raises:
-            TypeError: an argument is not known.
-            ValueError: the temperature is not 0.
-        """
-        require_greedy(kwargs.pop("temperature", 0.0))
-        kwargs.pop("stream", None)
-        unknown = sorted(kwargs.keys() - set(_PER_CALL))
-        if unknown:
-            raise TypeError(_unknown("argument", unknown, _CALL_TAKES))
-        options = RequestOptions(
-            references=references,
-            max_tokens=kwargs.get("max_tokens", self.max_tokens),
-            stop=stop if stop is not None else self.stop or [],
-            timeout=kwargs.get("timeout", self.timeout),
-        )
-        if "draft" in kwargs:
-            options["draft"] = kwargs["draft"]
-        return options
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
@@ -184,27 +47,3 @@ class EngineFields(BaseModel):
     def get_token_ids(self, text: str) -> list[int]:
         """Return the model's ids of a text, without special ones."""
         return reference_ids(self._engine({}).tokenizer, text)
-
-
-def _unknown(what: str, names: Iterable[str], known: Sequence[str]) -> str:
-    """Return an error's text: what is not known, what it is called here, and what there is."""
-    known = sorted(known)
-    told = []
-    for name in sorted(names):
-        near = get_close_matches(name, known, n=1)
-        instead = _ELSEWHERE.get(name) or (near[0] if near else None)
-        told.append(f"{name} (here: {instead})" if instead else name)
-    return f"unknown {what}{'s' if len(told) > 1 else ''} {', '.join(told)}; there are {', '.join(known)}"
-
-
-def require_greedy(temperature: float | None) -> float:
-    """Return 0, the one temperature there is.
-
-    Raises:
-        ValueError: it is another.
-    """
-    if temperature:
-        raise ValueError(
-            f"temperature must be 0, got {temperature}: decoding is greedy, references could not keep a sample"
-        )
-    return 0.0

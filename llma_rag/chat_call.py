@@ -1,0 +1,131 @@
+"""A chat request as adapters make it: tools and reasoning through the template, the reply in parts, the evidence."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
+from typing import Any
+
+from llma_rag.engine import Engine, RequestOptions
+from llma_rag.evidence import evidence
+from llma_rag.generation import Generation
+from llma_rag.provenance import as_references, copied_spans
+from llma_rag.replies import CallStyle, ReplyParser, ReplyPiece, call_style, forced_call, thinks
+from llma_rag.text import Message, answer_opening
+
+
+class ChatCall:
+    """One chat request to an engine. Its reply comes in pieces; `answer` and `evidence` are there after the last one.
+
+    Args:
+        engine: answers.
+        messages: in the form of chat templates.
+        options: of the request.
+        tools: their descriptions in OpenAI's form.
+        tool_choice: `auto` or None for the model's own choice, `none`, `any` or `required`, or the name of a tool.
+
+    Raises:
+        PromptError: the model's chat template takes no tools.
+        ValueError: the choice names no tool.
+    """
+
+    answer: Generation
+
+    def __init__(
+        self,
+        engine: Engine,
+        messages: Sequence[Message],
+        options: RequestOptions,
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        tool_choice: Any = None,
+    ) -> None:
+        template_kwargs = dict(options.get("chat_template_kwargs") or {})
+        style: CallStyle | None = None
+        prefix = ""
+        if tools and tool_choice != "none":
+            template_kwargs["tools"] = list(tools)
+            style = call_style(engine.tokenizer, engine.name)
+            prefix = _forced_prefix(style, tools, tool_choice)
+        self.engine = engine
+        self._messages = messages
+        self._options = RequestOptions(
+            **{**options, "chat_template_kwargs": template_kwargs, "answer_prefix": prefix}
+        )
+        self._references = as_references(options.get("references") or ())
+        self._prefix = prefix
+        thinking = thinks(engine.tokenizer) and not prefix
+        self._parser = ReplyParser(
+            thinks=thinking,
+            opened=thinking
+            and answer_opening(engine.tokenizer, messages, template_kwargs).endswith("<think>"),
+            calls=style,
+        )
+        self.content = ""
+        self._called = False
+
+    def pieces(self) -> Generator[ReplyPiece]:
+        """Yield the parts of the reply as they become final; closing the iterator stops the model."""
+        with self.engine.stream(self._messages, **self._options) as stream:
+            yield from self._fed(self._prefix)
+            for text in stream:
+                yield from self._fed(text)
+            self.answer = stream.result
+            yield from self._piece(self._parser.finish())
+
+    async def apieces(self) -> AsyncGenerator[ReplyPiece]:
+        """Yield the same for the running event loop."""
+        async with self.engine.astream(self._messages, **self._options) as stream:
+            for piece in self._fed(self._prefix):
+                yield piece
+            async for text in stream:
+                for piece in self._fed(text):
+                    yield piece
+            self.answer = await stream.result()
+            for piece in self._piece(self._parser.finish()):
+                yield piece
+
+    @property
+    def evidence(self) -> dict[str, Any]:
+        """How the answer came about, and which of its characters were copied from where."""
+        whole = self.content == self.answer.text
+        spans = self.answer.copied_spans if whole else copied_spans(self.content, self._references)
+        return evidence(self.answer, spans, model=self.engine.name, called=self._called)
+
+    def _fed(self, text: str) -> Iterator[ReplyPiece]:
+        if text:
+            yield from self._piece(self._parser.feed(text))
+
+    def _piece(self, piece: ReplyPiece) -> Iterator[ReplyPiece]:
+        self.content += piece.content
+        self._called = self._called or bool(piece.tool_calls)
+        if piece:
+            yield piece
+
+
+def tool_choice_of(choice: Any, names: Sequence[str]) -> str | None:
+    """Return `none`, `any`, the name of a tool, or None for the model's own choice.
+
+    Raises:
+        ValueError: it names no tool.
+    """
+    if isinstance(choice, Mapping):
+        choice = str(choice.get("function", choice).get("name"))
+    if choice in (None, False, "auto"):
+        return None
+    if choice in (True, "any", "required"):
+        return "any"
+    if choice == "none":
+        return "none"
+    if choice not in names:
+        raise ValueError(f"tool_choice must be auto, none, any or one of {', '.join(names)}, got {choice!r}")
+    return str(choice)
+
+
+def _forced_prefix(style: CallStyle, tools: Sequence[Mapping[str, Any]], choice: Any) -> str:
+    names = [tool["function"]["name"] for tool in tools]
+    wanted = tool_choice_of(choice, names)
+    if wanted is None:
+        return ""
+    if wanted == "any":
+        return forced_call(style, names[0] if len(names) == 1 else None)
+    return forced_call(style, wanted)

@@ -1,0 +1,62 @@
+"""What adapters report of an answer, as data that JSON can hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llma_rag.generation import Generation
+from llma_rag.provenance import CopiedSpan
+
+_OF_ONE_CALL = (
+    "forward_passes",
+    "tokens_per_pass",
+    "drafted_tokens",
+    "accepted_tokens",
+    "prefill_s",
+    "decode_s",
+    "queued_s",
+    "copied_spans",
+)
+
+
+def evidence(answer: Generation, spans: Sequence[CopiedSpan], *, model: str, called: bool) -> dict[str, Any]:
+    """Return how an answer came about and what of it was copied.
+
+    Args:
+        answer: what the engine has made.
+        spans: of the part that the user sees.
+        model: its name.
+        called: whether the answer calls tools.
+    """
+    timings = answer.timings
+    return {
+        "finish_reason": "tool_calls" if called else answer.finish_reason,
+        "model_name": model,
+        "model_provider": "llma_rag",
+        "forward_passes": answer.forward_passes,
+        "tokens_per_pass": round(answer.tokens_per_pass, 3),
+        "drafted_tokens": answer.drafted,
+        "accepted_tokens": answer.accepted,
+        "prefill_s": round(timings.prefill_s, 4),
+        "decode_s": round(timings.decode_s, 4),
+        "queued_s": round(timings.queued_s, 4),
+        "exact": answer.verdict.exact,
+        "copied_spans": spans_as_data(spans),
+    }
+
+
+def spans_as_data(spans: Sequence[CopiedSpan]) -> list[dict[str, Any]]:
+    """Return copied spans as plain data; metadata that JSON does not know become text."""
+    data = [
+        {name: getattr(span, name) for name in CopiedSpan.__slots__} | {"metadata": dict(span.metadata)}
+        for span in spans
+    ]
+    plain: list[dict[str, Any]] = json.loads(json.dumps(data, default=str))
+    return plain
+
+
+def without_evidence(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `evidence` without what only holds for the call that decoded the answer."""
+    return {name: value for name, value in metadata.items() if name not in _OF_ONE_CALL}
