@@ -9,7 +9,15 @@ from llma_rag.engine import Engine, RequestOptions
 from llma_rag.evidence import evidence
 from llma_rag.generation import Generation
 from llma_rag.provenance import as_references, copied_spans
-from llma_rag.replies import CallStyle, ReplyParser, ReplyPiece, call_style, forced_call, thinks
+from llma_rag.replies import (
+    CallStyle,
+    ReplyParser,
+    ReplyPiece,
+    call_style,
+    forced_call,
+    thinks,
+    with_fitting_ids,
+)
 from llma_rag.text import Message, answer_opening
 
 
@@ -47,7 +55,7 @@ class ChatCall:
             style = call_style(engine.tokenizer, engine.name)
             prefix = _forced_prefix(style, tools, tool_choice)
         self.engine = engine
-        self._messages = messages
+        self._messages = with_fitting_ids(engine.tokenizer, messages)
         self._options = RequestOptions(
             **{**options, "chat_template_kwargs": template_kwargs, "answer_prefix": prefix}
         )
@@ -57,8 +65,9 @@ class ChatCall:
         self._parser = ReplyParser(
             thinks=thinking,
             opened=thinking
-            and answer_opening(engine.tokenizer, messages, template_kwargs).endswith("<think>"),
+            and answer_opening(engine.tokenizer, self._messages, template_kwargs).endswith("<think>"),
             calls=style,
+            tools=None if prefix else [tool["function"]["name"] for tool in tools],
         )
         self.content = ""
         self._called = False

@@ -229,7 +229,8 @@ class Engine:
     def _drafter(self, ids: list[int], request: _Request) -> Drafter:
         if not request.draft or not self.verdict.exact:
             return NoDrafter()
-        references = [reference_ids(self.tokenizer, reference.text) for reference in request.texts]
+        texts = dict.fromkeys(reference.text for reference in request.texts if reference.text)
+        references = [reference_ids(self.tokenizer, text) for text in texts]
         return ReferenceDrafter(references, ids, self._draft_config)
 
 

@@ -48,21 +48,26 @@ def as_reference(item: Any) -> Reference:
 
 
 def gather(*groups: Iterable[Any] | None) -> list[Reference]:
-    """Return the references of all groups, the first group ranking first, each text once; as a source, if one is.
+    """Return the references of all groups, the first group ranking first.
+
+    The first group is kept whole, so that its positions are the ones copied spans speak of; of the others comes what
+    is not there yet.
 
     Raises:
         TypeError: something is no reference.
     """
-    found: dict[str, Reference] = {}
-    for group in groups:
+    found: list[Reference] = []
+    known: set[tuple[str, bool]] = set()
+    for rank, group in enumerate(groups):
         if isinstance(group, str | Mapping):
             raise TypeError("references must be a list, got a single one; wrap it in a list")
         for item in group or ():
             reference = as_reference(item)
-            known = found.get(reference.text)
-            if reference.text and (known is None or (known.draft_only and not reference.draft_only)):
-                found[reference.text] = reference
-    return list(found.values())
+            serves = {(reference.text, False), (reference.text, reference.draft_only)}  # a source drafts, too
+            if rank == 0 or (reference.text and not serves & known):
+                found.append(reference)
+                known.add((reference.text, reference.draft_only))
+    return found
 
 
 class AnswerMemory:

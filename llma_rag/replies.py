@@ -6,10 +6,11 @@ Qwen and Hermes write `<tool_call>{"name": …, "arguments": …}</tool_call>`, 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,6 +20,8 @@ from llma_rag.errors import PromptError
 
 _THINK, _END_THINK = "<think>", "</think>"
 _CALL, _END_CALL = "<tool_call>", "</tool_call>"
+
+_ID_LENGTH = 9  # Mistral's templates want it so
 
 CallStyle = Literal["tagged", "json"]
 
@@ -35,7 +38,7 @@ class ToolCall:
     name: str
     arguments: dict[str, Any] | None
     raw: str
-    id: str = field(default_factory=lambda: f"call_{uuid.uuid4().hex}")
+    id: str = field(default_factory=lambda: uuid.uuid4().hex[:_ID_LENGTH])
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,9 @@ def call_style(tokenizer: PreTrainedTokenizerBase, name: str) -> CallStyle:
         )
     if _CALL in template and "<function=" not in template and "<arg_key>" not in template:
         return "tagged"
-    if "[TOOL_CALLS]" in template or ('"parameters": ' in template and "ipython" in template):
+    if ("[TOOL_CALLS]" in template and "[ARGS]" not in template) or (
+        '"parameters": ' in template and "ipython" in template
+    ):
         return "json"
     raise PromptError(f"the form in which {name} writes calls of tools is not known here")
 
@@ -92,10 +97,19 @@ class ReplyParser:
         thinks: whether the text may begin with reasoning.
         opened: the template has opened the reasoning itself.
         calls: how calls are written; None leaves them in the content.
+        tools: the names of the tools there are; a bare JSON object that names none of them is content. None: any name.
     """
 
-    def __init__(self, *, thinks: bool = False, opened: bool = False, calls: CallStyle | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        thinks: bool = False,
+        opened: bool = False,
+        calls: CallStyle | None = None,
+        tools: Collection[str] | None = None,
+    ) -> None:
         self._calls = calls
+        self._tools = tools
         self._held = ""
         self._state: Literal["begin", "reasoning", "content", "call"] = "content"
         if opened:
@@ -128,9 +142,9 @@ class ReplyParser:
                 content += self._until(mark, "call", final=final)
             elif self._calls == "json":
                 if final:
-                    found = _json_calls(self._held)
+                    found, rest = _json_calls(self._held, self._tools)
                     calls += found
-                    content += "" if found else self._held
+                    content += rest
                     self._held = ""
             else:
                 calls += self._tagged_calls(final=final)
@@ -185,21 +199,32 @@ def _possible_mark(text: str, mark: str) -> int:
     return blank
 
 
-def _json_calls(text: str) -> list[ToolCall]:
-    """Return the calls in JSON objects one after another, or in a list; none where the text is something else."""
+def _json_calls(text: str, tools: Collection[str] | None) -> tuple[list[ToolCall], str]:
+    """Return the calls in JSON objects one after another, or in a list, and the text from what is no call on."""
     decoder, rest = json.JSONDecoder(), text.strip()
     calls: list[ToolCall] = []
     while rest:
         try:
             value, end = decoder.raw_decode(rest)
         except ValueError:
-            return calls
-        for one in value if isinstance(value, list) else [value]:
-            if not isinstance(one, dict) or not isinstance(one.get("name"), str):
-                return calls
-            calls.append(_call(json.dumps(one, ensure_ascii=False)))
+            if re.match(r'\[?\s*\{\s*"name"\s*:', rest):  # a call that was cut off, or has a mistake
+                return [*calls, _call(rest)], ""
+            break
+        found = value if isinstance(value, list) else [value]
+        if not found or not all(_is_call(one, tools) for one in found):
+            break
+        calls += [_call(json.dumps(one, ensure_ascii=False)) for one in found]
         rest = rest[end:].lstrip(" \t\n;,")
-    return calls
+    return calls, rest if calls else text
+
+
+def _is_call(value: Any, tools: Collection[str] | None) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("name"), str)
+        and (tools is None or value["name"] in tools)
+        and ("arguments" in value or "parameters" in value)
+    )
 
 
 def _call(raw: str) -> ToolCall:
@@ -219,6 +244,32 @@ def _call(raw: str) -> ToolCall:
 def as_template_call(name: str, arguments: Mapping[str, Any], identity: str | None) -> dict[str, Any]:
     """Return a call as chat templates want it."""
     return {"id": identity, "type": "function", "function": {"name": name, "arguments": dict(arguments)}}
+
+
+def with_fitting_ids(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return messages whose ids of calls are as short as Mistral's templates want them; others take any."""
+    if "[TOOL_CALLS]" not in _template(tokenizer):
+        return [dict(message) for message in messages]
+    made = []
+    for message in messages:
+        message = dict(message)
+        if message.get("tool_call_id"):
+            message["tool_call_id"] = _fitting_id(message["tool_call_id"])
+        if message.get("tool_calls"):
+            message["tool_calls"] = [
+                {**call, "id": _fitting_id(call["id"])} for call in message["tool_calls"]
+            ]
+        made.append(message)
+    return made
+
+
+def _fitting_id(identity: str | None) -> str:
+    identity = identity or ""
+    if len(identity) == _ID_LENGTH and identity.isalnum():
+        return identity
+    return hashlib.sha256(identity.encode()).hexdigest()[:_ID_LENGTH]
 
 
 def _template(tokenizer: PreTrainedTokenizerBase) -> str:

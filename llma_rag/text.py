@@ -74,7 +74,7 @@ def _rendered(
         raise PromptError(f"chat_template_kwargs may not set {', '.join(reserved)}")
     how = {"add_generation_prompt": True, **how}
     first: TemplateError | None = None
-    for variant in _plainer_and_plainer([dict(message) for message in messages]):
+    for variant in _plainer_and_plainer([dict(message) for message in messages], tokenizer.chat_template):
         try:
             return tokenizer.apply_chat_template(variant, return_dict=False, **how, **kwargs)
         except TemplateError as error:
@@ -82,9 +82,11 @@ def _rendered(
     raise PromptError(f"the model's chat template does not take these messages: {first}") from first
 
 
-def _plainer_and_plainer(messages: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+def _plainer_and_plainer(messages: list[dict[str, Any]], template: Any) -> Iterator[list[dict[str, Any]]]:
     """Yield the messages, then variants for templates that know fewer roles, or want them to alternate."""
     yield messages
+    if "tool_calls" in str(template) and any(message.get("tool_calls") for message in messages):
+        return  # the plainer ones would hide the calls from a model that knows them
     merged = _with_system_in_user(messages)  # Gemma 2, for example, knows no system role
     if merged != messages:
         yield merged

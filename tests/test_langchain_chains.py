@@ -29,7 +29,7 @@ from llma_rag.langchain import (
     with_references,
 )
 from llma_rag.retrieval import DocumentStore, index_documents
-from tests.letters import LetterEmbedder
+from tests.letters import LetterEmbedder, chunk
 from tests.scripted_engine import real_template, scripted_engine
 from tests.test_langchain_chat import CALLS, collected, joined
 from tests.test_langchain_standard import LetterEmbeddings
@@ -150,6 +150,11 @@ async def test_answers_are_remembered_whatever_their_form(chat):
     with pytest.raises(ZeroDivisionError):
         remember_answers(broken, memory).invoke("ddd")
     assert len(memory) == 3
+    state = RunnableLambda(lambda values: {"messages": [AIMessage("to " + values["messages"][0].text)]})
+    remember_answers(state, memory, question_key="messages", answer_key="messages").invoke(
+        {"messages": [HumanMessage("iii")]}
+    )
+    assert memory.nearest("iii")[0].text == "to iii"
     remember_answers(chat, memory).invoke([HumanMessage("eee"), AIMessage("no"), HumanMessage("fff")])
     assert memory.nearest("fff")
     with_steps = RunnableLambda(lambda question: question) | remember_answers(chat, memory)
@@ -179,12 +184,34 @@ def test_a_wrong_key_is_an_error(keys, message):
     [
         ({"input": "?"}, "must have documents under 'context', it has input"),
         ({"input": "?", "context": "text"}, "'context' must be a list of LangChain documents"),
+        ({"input": "?", "context": None}, "'context' must be a list of LangChain documents"),
         ({"input": "?", "context": ["text"]}, "'context' must be a list of LangChain documents"),
     ],
 )
 def test_a_documents_chain_without_documents_is_an_error(chat, values, message):
     with pytest.raises((TypeError, ValueError), match=message):
         create_reference_documents_chain(chat, PROMPT).invoke(values)
+
+
+def test_documents_may_come_from_an_iterator(chat, seen):
+    chain = create_reference_documents_chain(chat, PROMPT)
+    expected = chain.invoke(VALUES)
+    assert chain.invoke({**VALUES, "context": iter(DOCUMENTS)}) == expected
+    assert seen == [TEXTS, TEXTS]
+
+
+def test_references_that_are_bound_already_stay(chat, seen):
+    bound = chat.bind(references=["own"])
+    create_reference_documents_chain(bound, PROMPT).invoke(VALUES)
+    with_references(bound, PROMPT, lambda _: ["found"]).invoke({**VALUES, "context": "?"})
+    assert seen == [[*TEXTS, "own"], ["found", "own"]]
+
+
+async def test_a_retriever_takes_the_number_by_call():
+    store = DocumentStore(LetterEmbedder())
+    store.add([chunk(text) for text in ("aaa", "aab", "abb")])
+    retriever = DocumentRetriever(store=store)
+    assert len(retriever.invoke("aaa", k=1)) == len(await retriever.ainvoke("aaa", k=1)) == 1
 
 
 def test_the_conversation_is_a_reference_where_the_prompt_leaves_it_out(chat, seen):

@@ -352,9 +352,41 @@ def test_a_cached_answer_serves_calls_with_and_without_references(chat, llm):
             assert model.bind(references=[TEXT]).invoke(QUESTION) is not None
             assert len(cache._cache) == 1
             assert model.invoke(QUESTION, references=["other"]) == one or model is chat
+            model.invoke(QUESTION, max_tokens=3)
+            assert len(cache._cache) == 2
             cache.clear()
     finally:
         set_llm_cache(None)
+
+
+async def test_a_cached_completion_has_the_copied_spans_of_its_own_call(llm):
+    set_llm_cache(InMemoryCache())
+    try:
+        ((first,),) = llm.generate([QUESTION], references=["other"]).generations
+        assert first.generation_info["forward_passes"]
+        own = {"references": [Document(first.text, metadata={"source": "own"})]}
+        for result in (llm.generate([QUESTION], **own), await llm.agenerate([QUESTION], **own)):
+            ((cached,),) = result.generations
+            (span,) = cached.generation_info["copied_spans"]
+            assert (span["metadata"], span["end"]) == ({"source": "own"}, len(first.text))
+            assert "forward_passes" not in cached.generation_info
+    finally:
+        set_llm_cache(None)
+
+
+async def test_a_streaming_completion_tells_callbacks_of_every_token(llm):
+    for streaming in (True, False):
+        model, callback = llm.model_copy(update={"streaming": streaming}), Tokens()
+        text = model.invoke(QUESTION, {"callbacks": [callback]})
+        assert await model.ainvoke(QUESTION, {"callbacks": [callback]}) == text
+        assert "".join(callback.tokens) == text * 2 * streaming
+
+
+def test_neither_caches_nor_traces_hold_a_hub_token(chat):
+    for model in (chat, LLMA(model="m", model_kwargs={"token": "hf_secret", "revision": "b"})):
+        model = model.model_copy(update={"model_kwargs": {"token": "hf_secret", "revision": "b"}})
+        assert "hf_secret" not in str(model._identifying_params)
+        assert "revision" in str(model._identifying_params)
 
 
 async def test_a_cached_answer_has_the_copied_spans_of_its_own_call(chat):

@@ -39,17 +39,21 @@ def test_anything_else_is_an_error(item):
 
 
 def test_groups_come_in_their_order_and_each_text_once():
-    first, second = Document("b", metadata={"from": "call"}), ["a", "b", ""]
+    first, second = Document("b", metadata={"from": "call"}), ["a", "b", "", "a"]
     assert gather([first], None, second) == [Reference("b", {"from": "call"}), Reference("a")]
     for single in ("text", {"page_content": "x"}):
         with pytest.raises(TypeError, match="must be a list, got a single one"):
             gather(single)
 
 
+def test_the_first_group_keeps_its_positions():
+    assert gather(["a", "", "a", "b"], ["b", "c"]) == [Reference(text) for text in ("a", "", "a", "b", "c")]
+
+
 def test_a_source_stays_one_where_an_earlier_answer_says_the_same():
-    earlier, document = Reference("At nine.", draft_only=True), Document("At nine.", metadata={"source": "a"})
-    for groups in ([earlier], [document]), ([document], [earlier]):
-        assert gather(*groups) == [Reference("At nine.", {"source": "a"})]
+    earlier, document = Reference("At nine.", draft_only=True), Reference("At nine.", {"source": "a"})
+    assert gather([], [document], [earlier]) == [document]
+    assert gather([], [earlier], [document]) == [earlier, document]
 
 
 def test_answers_to_similar_questions_are_found_again(tmp_path):

@@ -9,8 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llma_rag.errors import PromptError
-from llma_rag.replies import ReplyParser, call_style, forced_call, takes_tools, thinks
-from llma_rag.text import answer_opening
+from llma_rag.replies import (
+    ReplyParser,
+    as_template_call,
+    call_style,
+    forced_call,
+    takes_tools,
+    thinks,
+    with_fitting_ids,
+)
+from llma_rag.text import answer_opening, prompt_ids
 from tests.scripted_engine import real_template
 from tests.tiny import tiny_tokenizer
 
@@ -47,6 +55,13 @@ CASES = [
     (' {"name": "add", "parameters": {}}; {"name": "b", "parameters": {}}', {"calls": "json"}, ("", "", [("add", {}), ("b", {})])),
     ('[{"name": "add", "arguments": {"a": 1}}]', {"calls": "json"}, ("", "", [("add", {"a": 1})])),
     ('{"answer": 4}', {"calls": "json"}, ('{"answer": 4}', "", [])),
+    ('{"name": "Eve", "age": 3}', {"calls": "json"}, ('{"name": "Eve", "age": 3}', "", [])),
+    ('{"name": "f", "parameters": {}}', {"calls": "json", "tools": ["g"]}, ('{"name": "f", "parameters": {}}', "", [])),
+    ('{"name": "f", "parameters": {}}', {"calls": "json", "tools": ["f"]}, ("", "", [("f", {})])),
+    ('{"name": "f", "parameters": {}}; {"name": "g", "par', {"calls": "json"}, ("", "", [("f", {}), ("g", None)])),
+    ('[{"name": "f", "arguments": {"x', {"calls": "json"}, ("", "", [("f", None)])),
+    ('{"name": "f", "parameters": {}} and more', {"calls": "json"}, ("and more", "", [("f", {})])),
+    ('[{"name": "f", "parameters": {}}, {"name": "g", "parameters": "oops"}]', {"calls": "json"}, ("", "", [("f", {}), ("g", None)])),
     ("{no json", {"calls": "json"}, ("{no json", "", [])),
     ("It is {4}.", {"calls": "json"}, ("It is {4}.", "", [])),
 ]  # fmt: skip
@@ -105,6 +120,39 @@ def test_what_real_templates_can_do_is_told(name, tools, thinking, style):
     else:
         with pytest.raises(PromptError, match=f"chat template of {name} takes no tools"):
             call_style(tokenizer, name)
+
+
+def test_the_newer_form_of_mistral_is_not_mistaken_for_the_older():
+    with pytest.raises(PromptError, match="not known here"):
+        call_style(tokenizer_with("{{ tools }}[TOOL_CALLS]{{ name }}[ARGS]{{ arguments }}"), "ministral")
+
+
+MISTRAL = """{%- for message in messages %}
+{%- if message.tool_calls is defined %}[TOOL_CALLS]{%- for call in message.tool_calls %}
+{%- if not call.id is defined or call.id|length != 9 %}{{ raise_exception("ids have 9 characters") }}{%- endif %}
+{{- call.function.name }} {{ call.id }}{%- endfor %}
+{%- elif message.role == "tool" %}[TOOL_RESULTS]{{ message.tool_call_id }}{{ message.content }}
+{%- else %}{{ message.content }}{%- endif %}
+{%- endfor %}{{ tools }}"""
+
+
+def test_calls_of_any_model_go_through_a_template_that_wants_short_ids():
+    tokenizer = tokenizer_with(MISTRAL)
+    calls = [
+        as_template_call("add", {"a": 1}, identity) for identity in ("call_0123456789abcdef", "abcdefgh1")
+    ]
+    history = [
+        {"role": "user", "content": "And?"},
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        {"role": "tool", "content": "two", "tool_call_id": "call_0123456789abcdef"},
+    ]
+    with pytest.raises(PromptError, match="ids have 9 characters"):
+        prompt_ids(tokenizer, history)
+    fitted = with_fitting_ids(tokenizer, history)
+    first, second = (call["id"] for call in fitted[1]["tool_calls"])
+    assert (len(first), second, fitted[2]["tool_call_id"]) == (9, "abcdefgh1", first)
+    assert prompt_ids(tokenizer, fitted)
+    assert history[2]["tool_call_id"] == "call_0123456789abcdef"
 
 
 def test_what_a_template_writes_into_the_answer_is_known():

@@ -53,18 +53,14 @@ def create_reference_documents_chain(
         )
     layout = document_prompt or PromptTemplate.from_template("{page_content}")
 
-    def formatted(values: dict[str, Any]) -> str:
-        return document_separator.join(
-            format_document(document, layout) for document in values[document_variable_name]
-        )
-
     def answering(values: dict[str, Any]) -> Runnable[dict[str, Any], Any]:
         documents = _documents(values, document_variable_name)
         references = gather(documents, more_references(values) if more_references else None)
+        text = document_separator.join(format_document(document, layout) for document in documents)
         return (
-            RunnablePassthrough.assign(**{document_variable_name: formatted})
+            RunnablePassthrough.assign(**{document_variable_name: lambda _: text})
             | prompt
-            | llm.bind(references=references)
+            | _with(llm, references)
             | (output_parser or StrOutputParser())
         )
 
@@ -76,12 +72,15 @@ def _documents(values: dict[str, Any], key: str) -> list[Document]:
         raise ValueError(
             f"the input must have documents under {key!r}, it has {', '.join(values) or 'nothing'}"
         )
-    documents = values[key]
-    if isinstance(documents, str | Mapping) or not all(isinstance(one, Document) for one in documents):
+    given = values[key]
+    documents = (
+        list(given) if isinstance(given, Iterable) and not isinstance(given, str | Mapping) else [given]
+    )
+    if not all(isinstance(one, Document) for one in documents):
         raise TypeError(
             f"{key!r} must be a list of LangChain documents; make one with Document(page_content=text)"
         )
-    return list(documents)
+    return documents
 
 
 def earlier_answers(memory: AnswerMemory, *, question_key: str = "input", k: int = 2) -> References:
@@ -113,9 +112,14 @@ def with_references(
     """Return `prompt | llm` with the references that the sources find for each input."""
 
     def answering(values: dict[str, Any]) -> Runnable[Any, Any]:
-        return prompt | llm.bind(references=gather(*(source(values) for source in sources)))
+        return prompt | _with(llm, gather(*(source(values) for source in sources)))
 
     return RunnableLambda(answering, name="with_references")
+
+
+def _with(llm: Runnable[Any, Any], references: list[Reference]) -> Runnable[Any, Any]:
+    """Return the model with references beside those that are bound to it."""
+    return llm.bind(references=gather(references, getattr(llm, "kwargs", {}).get("references")))
 
 
 def remember_answers(
@@ -190,7 +194,13 @@ class _RememberingChain(Runnable[Any, Any]):
                     "say answer_key"
                 )
             pieces = [piece[self._answer_key] for piece in pieces if self._answer_key in piece]
-        return "".join(piece.text if isinstance(piece, BaseMessage) else str(piece) for piece in pieces)
+        return "".join(_said(piece) for piece in pieces)
+
+
+def _said(piece: Any) -> str:
+    if isinstance(piece, list) and piece and isinstance(piece[-1], BaseMessage):
+        piece = piece[-1]
+    return piece.text if isinstance(piece, BaseMessage) else str(piece)
 
 
 def _question(values: Any, key: str) -> str:
@@ -211,4 +221,4 @@ def _question(values: Any, key: str) -> str:
         raise ValueError(
             f"the input must have a question under {key!r}, it has {', '.join(values) or 'nothing'}; say question_key"
         )
-    return str(values[key])
+    return _question(values[key], key)

@@ -16,7 +16,7 @@ from langchain_core.messages import (
     ToolMessage,
 )
 from langchain_core.messages.ai import UsageMetadata
-from langchain_core.messages.tool import invalid_tool_call, tool_call_chunk
+from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.utils.json import parse_partial_json
 
 from llma_rag.generation import Generation
@@ -94,23 +94,21 @@ def _is_document(item: Any) -> bool:
 
 
 def as_chunk(piece: ReplyPiece, first_call: int) -> AIMessageChunk:
-    """Return a piece of a reply as a chunk whose tool calls are counted from a number on."""
+    """Return a piece of a reply as a chunk whose tool calls are counted from a number on.
+
+    LangChain itself tells valid calls from invalid ones by their arguments.
+    """
     return AIMessageChunk(
         content=piece.content,
         additional_kwargs={"reasoning_content": piece.reasoning} if piece.reasoning else {},
         tool_call_chunks=[
             tool_call_chunk(
-                name=call.name, args=json.dumps(call.arguments), id=call.id, index=first_call + number
+                name=call.name,
+                args=_unparsable(call.raw) if call.arguments is None else json.dumps(call.arguments),
+                id=call.id,
+                index=first_call + number,
             )
             for number, call in enumerate(piece.tool_calls)
-            if call.arguments is not None
-        ],
-        invalid_tool_calls=[
-            invalid_tool_call(
-                name=call.name, args=_unparsable(call.raw), id=call.id, error="it is not a valid call in JSON"
-            )
-            for call in piece.tool_calls
-            if call.arguments is None
         ],
     )
 

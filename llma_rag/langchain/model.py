@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from langchain_core.language_models.base import LangSmithParams
@@ -20,6 +21,7 @@ _IDENTIFYING = (
     "max_tokens",
     "temperature",
 )  # what an answer depends on: caches go by it
+_SECRETS = ("token", "use_auth_token")  # of `model_kwargs`: neither caches nor traces may hold them
 
 
 class LangChainSettings(EngineSettings):
@@ -39,6 +41,14 @@ class LangChainSettings(EngineSettings):
     @property
     def _identifying_params(self) -> dict[str, Any]:
         known = {name: getattr(self, name) for name in _IDENTIFYING}
+        known["model_kwargs"] = {
+            name: value for name, value in self.model_kwargs.items() if name not in _SECRETS
+        }
+        if self.engine is not None:
+            config = self.engine.model.config.to_json_string(use_diff=False)
+            known["engine"] = hashlib.sha256(config.encode()).hexdigest()[:16]
+            known["device"] = self.engine.model.device.type
+            known["dtype"] = str(self.engine.model.dtype).removeprefix("torch.")
         return {**known, "stop_sequences": self.stop}  # LangChain puts a call's own under `stop`
 
     def _with_ls_provider(self, params: LangSmithParams) -> LangSmithParams:
