@@ -62,7 +62,7 @@ def test_public_names_are_sorted_and_importable():
 MODULES = sorted(module.name for module in pkgutil.walk_packages([str(ROOT)], "llma_rag."))
 
 # layer: what it must not import
-TOP = ("bench", "cli", "chat_call", "settings", "langchain", "llamaindex")
+TOP = ("bench", "cli", "calls", "settings", "langchain", "llamaindex")
 FORBIDDEN = {
     "decoding": ("models", "text", "provenance", "retrieval", "engine", "references", "replies", *TOP),
     "models": ("text", "provenance", "retrieval", "engine", "references", "replies", *TOP),
@@ -72,8 +72,8 @@ FORBIDDEN = {
     "retrieval": ("decoding", "models", "text", "provenance", "engine", "references", "replies", *TOP),
     "engine": ("retrieval", "references", "replies", *TOP),
     "references": ("models", "text", "engine", "replies", *TOP),
-    "chat_call": ("retrieval", "references", "settings", "bench", "cli", "langchain", "llamaindex"),
-    "settings": ("references", "replies", "chat_call", "bench", "cli", "langchain", "llamaindex"),
+    "calls": ("retrieval", "references", "settings", "bench", "cli", "langchain", "llamaindex"),
+    "settings": ("references", "replies", "calls", "bench", "cli", "langchain", "llamaindex"),
     "langchain": ("bench", "cli", "llamaindex"),
     "llamaindex": ("bench", "cli", "langchain"),
     "bench": ("cli", "langchain", "llamaindex"),

@@ -19,7 +19,7 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import Field
 
-from llma_rag.chat_call import ChatCall, tool_choice_of
+from llma_rag.calls import Call, tool_choice_of
 from llma_rag.engine import Engine
 from llma_rag.evidence import spans_as_data, without_evidence
 from llma_rag.langchain.messages import artifacts, as_chat_messages, as_chunk, usage
@@ -173,7 +173,7 @@ class ChatLLMA(LangChainSettings, BaseChatModel):
 
     def _call(
         self, engine: Engine, messages: Sequence[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
-    ) -> ChatCall:
+    ) -> Call:
         """Return a request for the engine; unknown arguments are an error."""
         references = self._references(messages, kwargs)
         kwargs = {name: value for name, value in kwargs.items() if name != "references"}
@@ -181,7 +181,7 @@ class ChatLLMA(LangChainSettings, BaseChatModel):
         template_kwargs = {**self.chat_template_kwargs, **(kwargs.pop("chat_template_kwargs", None) or {})}
         options = self._options(stop, kwargs, references)
         options["chat_template_kwargs"] = template_kwargs
-        return ChatCall(engine, as_chat_messages(messages), options, tools=tools, tool_choice=tool_choice)
+        return Call(engine, as_chat_messages(messages), options, tools=tools, tool_choice=tool_choice)
 
     def _references(self, messages: Sequence[BaseMessage], kwargs: Mapping[str, Any]) -> list[Reference]:
         return gather(kwargs.get("references"), self.references, artifacts(messages))
@@ -223,7 +223,7 @@ class ChatLLMA(LangChainSettings, BaseChatModel):
         return len(prompt_ids(tokenizer, as_chat_messages(messages), chat_template_kwargs=kwargs))
 
 
-def _last_chunk(call: ChatCall) -> ChatGenerationChunk:
+def _last_chunk(call: Call) -> ChatGenerationChunk:
     """Return usage and evidence of a reply."""
     message = AIMessageChunk(content="", usage_metadata=usage(call.answer), chunk_position="last")
     return ChatGenerationChunk(message=message, generation_info=call.evidence)

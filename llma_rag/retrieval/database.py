@@ -25,7 +25,7 @@ import numpy as np
 from llma_rag.errors import StoreError
 from llma_rag.retrieval.documents import Chunk, Document, Skipped
 from llma_rag.retrieval.embedding import Vectors
-from llma_rag.retrieval.filters import Filter, to_sql
+from llma_rag.retrieval.filters import CASEFOLD, Filter, to_sql
 from llma_rag.retrieval.vectors import Numbers
 
 _BUSY_MS = 30_000
@@ -519,6 +519,7 @@ def _connect(path: Path | None, *, write: bool) -> sqlite3.Connection:
             with closing(connection) as file:
                 connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
                 file.backup(connection)
+    connection.create_function(CASEFOLD, 1, _casefold, deterministic=True)
     connection.execute("PRAGMA trusted_schema = OFF")
     connection.execute("PRAGMA cell_size_check = ON")
     if path is not None and not write:
@@ -538,6 +539,10 @@ def _reading_mode(path: Path) -> str:
     if os.access(path.parent, os.W_OK) and os.access(path, os.W_OK):
         return "rw"
     return "ro" if path.with_name(f"{path.name}-wal").exists() else _SNAPSHOT
+
+
+def _casefold(value: Any) -> str | None:
+    return value.casefold() if isinstance(value, str) else None
 
 
 @functools.cache

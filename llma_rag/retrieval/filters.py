@@ -1,7 +1,7 @@
 """Filters over metadata, as a mapping in the form that vector databases share, compiled to SQL.
 
 `{"source": "a.pdf"}` asks for equality, `{"page": {"$gte": 3, "$lt": 9}}` for a range; several keys must all
-hold. Operators: $eq $ne $gt $gte $lt $lte $in $nin $contains $exists, and between filters $and $or $not.
+hold. Operators: $eq $ne $gt $gte $lt $lte $in $nin $contains $icontains $exists, and between filters $and $or $not.
 A value that is missing satisfies only $ne, $nin and `{"$exists": False}`. Keys are those of `Hit.metadata`, and `id`.
 """
 
@@ -15,6 +15,8 @@ from typing import Any
 Filter = Mapping[str, Any]
 Compiled = tuple[str, list[Any]]  # a condition in SQL, and its parameters
 Operator = Callable[[str, Any], Compiled]
+
+CASEFOLD = "casefold"  # a function that the database is given
 
 _COLUMNS = {  # where a chunk does not say where it stands, its metadata may
     "source": "nullif(source, '')",
@@ -128,6 +130,14 @@ def _contains(key: str, wanted: Any) -> Compiled:
     return condition, [key, wanted, wanted]
 
 
+def _contains_in_any_case(key: str, wanted: Any) -> Compiled:
+    """Hold where a text has the value as a part, in upper or lower case."""
+    if not _is_unicode(wanted):
+        raise ValueError(f"$icontains takes a text, got {wanted!r}")
+    value, parameters = _value(key)
+    return f"coalesce(instr({CASEFOLD}({value}), ?) > 0, 0)", [*parameters, wanted.casefold()]
+
+
 def _exists(key: str, wanted: Any) -> Compiled:
     value, parameters = _value(key)
     return f"{value} IS {'NOT ' if wanted else ''}NULL", parameters
@@ -151,6 +161,7 @@ _OPERATORS: dict[str, Operator] = {
     "$in": _among,
     "$nin": _inverse(_among),
     "$contains": _contains,
+    "$icontains": _contains_in_any_case,
     "$exists": _exists,
 }
 

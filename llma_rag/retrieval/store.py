@@ -440,7 +440,13 @@ class DocumentStore:
     # -- searching ----------------------------------------------------------------------------------
 
     def search(
-        self, query: str, k: int = 5, *, mode: SearchMode = "hybrid", where: Filter | None = None
+        self,
+        query: str,
+        k: int = 5,
+        *,
+        mode: SearchMode = "hybrid",
+        vector: Vectors | None = None,
+        where: Filter | None = None,
     ) -> list[Hit]:
         """Return the `k` best passages for a query, best first; fewer where there are fewer.
 
@@ -449,12 +455,18 @@ class DocumentStore:
             k: most passages.
             mode: by meaning and words joined by reciprocal rank (by meaning alone where no passage has half of
                 the query's words, weighted by rarity), or by one of the two.
+            vector: the query's unit vector, (dimension,); made by the embedder where not given.
             where: a filter over metadata; see `llma_rag.retrieval.filters`.
         """
         _require_positive(k)
         if mode not in get_args(SearchMode):
             raise ValueError(f"mode must be one of {', '.join(get_args(SearchMode))}, got {mode!r}")
-        vector = self._query_vector(query) if mode != "words" else None
+        if mode == "words":
+            vector = None
+        elif vector is None:
+            vector = self._query_vector(query)
+        else:
+            vector = self._checked_vectors(np.asarray(vector, np.float32)[None], 1)[0]
         pool = k if mode != "hybrid" else max(_POOL, 4 * k)
         with self._reading():
             ranked = self._nearest(vector, pool, where) if vector is not None else {}

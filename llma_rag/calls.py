@@ -1,4 +1,4 @@
-"""A chat request as adapters make it: tools and reasoning through the template, the reply in parts, the evidence."""
+"""A request as adapters make it: tools and reasoning through the chat template, the reply in parts, the evidence."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from llma_rag.replies import (
 from llma_rag.text import Message, answer_opening
 
 
-class ChatCall:
-    """One chat request to an engine. Its reply comes in pieces; `answer` and `evidence` are there after the last one.
+class Call:
+    """One request to an engine. Its reply comes in pieces; `answer` and `evidence` are there after the last one.
 
     Args:
         engine: answers.
-        messages: in the form of chat templates.
+        prompt: messages in the form of chat templates, or a string to complete as it is.
         options: of the request.
         tools: their descriptions in OpenAI's form.
         tool_choice: `auto` or None for the model's own choice, `none`, `any` or `required`, or the name of a tool.
@@ -41,7 +41,7 @@ class ChatCall:
     def __init__(
         self,
         engine: Engine,
-        messages: Sequence[Message],
+        prompt: str | Sequence[Message],
         options: RequestOptions,
         *,
         tools: Sequence[Mapping[str, Any]] = (),
@@ -55,17 +55,22 @@ class ChatCall:
             style = call_style(engine.tokenizer, engine.name)
             prefix = _forced_prefix(style, tools, tool_choice)
         self.engine = engine
-        self._messages = with_fitting_ids(engine.tokenizer, messages)
+        self._prompt = prompt
         self._options = RequestOptions(
             **{**options, "chat_template_kwargs": template_kwargs, "answer_prefix": prefix}
         )
         self._references = as_references(options.get("references") or ())
         self._prefix = prefix
-        thinking = thinks(engine.tokenizer) and not prefix
+        thinking = opened = False
+        if not isinstance(prompt, str):
+            self._prompt = messages = with_fitting_ids(engine.tokenizer, prompt)
+            thinking = thinks(engine.tokenizer) and not prefix
+            opened = thinking and answer_opening(engine.tokenizer, messages, template_kwargs).endswith(
+                "<think>"
+            )
         self._parser = ReplyParser(
             thinks=thinking,
-            opened=thinking
-            and answer_opening(engine.tokenizer, self._messages, template_kwargs).endswith("<think>"),
+            opened=opened,
             calls=style,
             tools=None if prefix else [tool["function"]["name"] for tool in tools],
         )
@@ -74,7 +79,7 @@ class ChatCall:
 
     def pieces(self) -> Generator[ReplyPiece]:
         """Yield the parts of the reply as they become final; closing the iterator stops the model."""
-        with self.engine.stream(self._messages, **self._options) as stream:
+        with self.engine.stream(self._prompt, **self._options) as stream:
             yield from self._fed(self._prefix)
             for text in stream:
                 yield from self._fed(text)
@@ -83,7 +88,7 @@ class ChatCall:
 
     async def apieces(self) -> AsyncGenerator[ReplyPiece]:
         """Yield the same for the running event loop."""
-        async with self.engine.astream(self._messages, **self._options) as stream:
+        async with self.engine.astream(self._prompt, **self._options) as stream:
             for piece in self._fed(self._prefix):
                 yield piece
             async for text in stream:
