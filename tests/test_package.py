@@ -16,6 +16,7 @@ import pytest
 
 import llma_rag
 import llma_rag.langchain
+import llma_rag.llamaindex
 
 ROOT = Path(llma_rag.__file__).parent
 HEAVY = {
@@ -38,7 +39,14 @@ def loaded_by(statement):
 
 @pytest.mark.parametrize(
     "module",
-    ["llma_rag", "llma_rag.decoding", "llma_rag.errors", "llma_rag.provenance", "llma_rag.langchain"],
+    [
+        "llma_rag",
+        "llma_rag.decoding",
+        "llma_rag.errors",
+        "llma_rag.provenance",
+        "llma_rag.langchain",
+        "llma_rag.llamaindex",
+    ],
 )
 def test_importing_loads_nothing_heavy(module):
     assert not HEAVY & loaded_by(f"import {module}")
@@ -52,7 +60,7 @@ def test_decoding_needs_only_the_standard_library():
 
 def test_public_names_are_sorted_and_importable():
     assert list(llma_rag.__all__) == sorted(llma_rag.__all__)
-    for package in (llma_rag, llma_rag.langchain):
+    for package in (llma_rag, llma_rag.langchain, llma_rag.llamaindex):
         for name in package.__all__:
             assert getattr(package, name) is not None
         with pytest.raises(AttributeError, match="no attribute 'nothing'"):

@@ -703,3 +703,22 @@ def test_a_text_longer_than_the_model_reads_is_not_cut_off():
     assert both @ only_begin > 0.5
     assert np.isclose(np.linalg.norm(both), 1)
     assert "".join(embedder._pieces(begin + end)) == begin + end
+
+
+def test_a_text_is_found_in_any_case(store):
+    store.add(
+        [chunk("a", metadata={"word": "STRASSE"}), chunk("b", metadata={"word": "Weg"})], ids=["x", "y"]
+    )
+    assert list(store.find({"word": {"$icontains": "straße"}})) == ["x"]
+    assert list(store.find({"word": {"$icontains": "WE"}})) == ["y"]
+    with pytest.raises(ValueError, match=r"\$icontains takes a text, got 7"):
+        store.find({"word": {"$icontains": 7}})
+
+
+def test_a_search_takes_the_querys_vector(store):
+    embedder = LetterEmbedder()
+    for mode in ("hybrid", "vectors"):
+        expected = store.search("aaa", 2, mode=mode)
+        assert store.search("aaa", 2, mode=mode, vector=embedder.embed_query("aaa")) == expected
+    with pytest.raises(ValueError, match="vectors must have the shape"):
+        store.search("aaa", vector=[1.0, 0.0])
