@@ -21,7 +21,9 @@ _GREEDY = "nothing, decoding is greedy"
 _ELSEWHERE = {  # what other classes call it, and what it is here
     "model_id": "model",
     "model_name": "model",
+    "tokenizer": "engine=Engine(model, tokenizer)",
     "tokenizer_name": "nothing, the model's own is taken",
+    "is_chat_model": "nothing, the tokenizer's chat template tells",
     "max_new_tokens": "max_tokens",
     "max_completion_tokens": "max_tokens",
     "context_window": "max_context",
@@ -54,13 +56,13 @@ class EngineSettings(BaseModel):
     """An `llma_rag.Engine` that is loaded already; `model` then is only its name."""
     device: str = "auto"
     dtype: str = "auto"
-    width: int | None = None
+    width: int | None = Field(default=None, ge=2)
     """Positions per verify step; None takes one that is exact here."""
-    max_context: int | None = None
+    max_context: int | None = Field(default=None, ge=1)
     """Most positions, prompt and answer together."""
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Handed to `from_pretrained` of transformers."""
-    max_tokens: int | None = DEFAULT_MAX_TOKENS
+    max_tokens: int | None = Field(default=DEFAULT_MAX_TOKENS, ge=1)
     """Most tokens of an answer; None takes what room the context has."""
     stop: list[str] | None = None
     """Strings that end an answer and are not part of it."""
@@ -68,7 +70,7 @@ class EngineSettings(BaseModel):
     """Texts or documents that every answer may copy from."""
     temperature: float = 0.0
     """0: decoding is greedy."""
-    timeout: float | None = None
+    timeout: float | None = Field(default=None, gt=0)
     """Seconds after which an answer that is not complete is an error."""
 
     @model_validator(mode="before")

@@ -521,9 +521,17 @@ def test_the_synthesizer_hands_prompts_and_callbacks_to_the_one_inside(engine, i
     assert outer.get_response(QUESTION, TEXTS) == inner.get_response(QUESTION, TEXTS)
 
 
-def test_a_synthesizer_of_another_model_is_an_error():
+def test_what_does_not_fit_is_an_error(engine):
     with pytest.raises(TypeError, match=r"must be an LLMA of .*, got MockLLM"):
         ReferenceSynthesizer(llm=MockLLM())
+    with pytest.raises(TypeError, match="memory must be an AnswerMemory, got str"):
+        ReferenceSynthesizer(llm=LLMA(model="tiny", engine=engine), memory="folder")
+    with pytest.raises(ValidationError, match="mem"):
+        ReferencePostprocessor(mem=None)
+    with pytest.raises(TypeError, match="a response of a query or chat engine is needed, got str"):
+        copied_from_sources("text")
+    with pytest.raises(ValidationError, match="max_tokens"):
+        LLMA(model="tiny", max_tokens=-1)
     with pytest.raises(TypeError, match="streaming would have no effect"):
         ReferenceSynthesizer(get_response_synthesizer(MockLLM()), streaming=True)
 

@@ -11,12 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llama_index.core import (
     Document,
+    Settings,
     SimpleDirectoryReader,
     StorageContext,
     VectorStoreIndex,
     load_index_from_storage,
 )
+from llama_index.core.ingestion import IngestionPipeline
+from llama_index.core.node_parser import SentenceSplitter
 from llama_index.core.schema import IndexNode, MetadataMode, NodeRelationship, RelatedNodeInfo, TextNode
+from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.vector_stores import (
     FilterCondition,
     FilterOperator,
@@ -26,6 +30,7 @@ from llama_index.core.vector_stores import (
     VectorStoreQuery,
 )
 from llama_index.core.vector_stores.types import VectorStoreQueryMode
+from pydantic import ValidationError
 
 from llma_rag.errors import StoreError
 from llma_rag.llamaindex import LLMA, FaissVectorStore, SentenceTransformerEmbedding
@@ -227,6 +232,11 @@ def test_an_index_is_made_kept_and_loaded(tmp_path):
         assert len(loaded.get_nodes()) == 2
     with pytest.raises(ValueError, match="local file system only"):
         FaissVectorStore().persist(str(tmp_path / "m"), fs=fsspec.filesystem("memory"))
+    (tmp_path / "file.json").touch()
+    with pytest.raises(StoreError, match="is a file, perhaps of another vector store"):
+        FaissVectorStore().persist(str(tmp_path / "file.json"))
+    with pytest.raises(StoreError, match="no FaissVectorStore of llma_rag was persisted in"):
+        FaissVectorStore.from_persist_dir(str(tmp_path / "nowhere"))
     local = fsspec.filesystem("file")
     FaissVectorStore().persist(str(tmp_path / "local"), fs=local)
     assert FaissVectorStore.from_persist_path(str(tmp_path / "local")).get_nodes() == []
@@ -235,8 +245,10 @@ def test_an_index_is_made_kept_and_loaded(tmp_path):
 def test_vectors_of_two_models_never_meet(tmp_path):
     with FaissVectorStore(tmp_path / "s", embed_model=LetterEmbedding()) as store:
         store.add(NODES)
+    with FaissVectorStore(tmp_path / "s") as unnamed:
+        assert unnamed.query(query("ccc ddd")).ids == ["2"]
     with pytest.raises(StoreError, match="letters"):
-        FaissVectorStore(tmp_path / "s")
+        FaissVectorStore(tmp_path / "s", embed_model=SentenceTransformerEmbedding())
     with pytest.raises(ValueError, match="embedding not set"):
         FaissVectorStore().add([TextNode(text="x")])
 
@@ -253,7 +265,30 @@ def test_a_store_of_indexed_files_serves_llamaindex(tmp_path):
         assert found.metadata["source"] == str(tmp_path / "docs" / "a.md")
 
 
+def test_a_store_made_without_naming_the_model_takes_the_name_of_the_settings(tmp_path, monkeypatch):
+    monkeypatch.setattr(Settings, "_embed_model", LetterEmbedding())
+    with FaissVectorStore(tmp_path / "s") as store:
+        store.add(NODES)
+    with FaissVectorStore(tmp_path / "s", embed_model=LetterEmbedding(), read_only=True) as store:
+        assert store.query(query("ccc ddd")).ids == ["2"]
+
+
+def test_documents_that_are_ingested_again_replace_themselves(tmp_path):
+    documents = [Document(text="aaa bbb", id_="x"), Document(text="ccc ddd", id_="y")]
+    with FaissVectorStore(tmp_path / "s", embed_model=LetterEmbedding()) as store:
+        pipeline = IngestionPipeline(
+            transformations=[SentenceSplitter(), LetterEmbedding()],
+            vector_store=store,
+            docstore=SimpleDocumentStore(),
+        )
+        for text in ("aaa bbb", "aaa bbb", "eee fff"):
+            pipeline.run(documents=[Document(text=text, id_="x"), documents[1]])
+        assert sorted(one.get_content() for one in store.get_nodes()) == ["ccc ddd", "eee fff"]
+
+
 async def test_our_embeddings_serve_llamaindex():
+    with pytest.raises(ValidationError, match="modelname"):
+        SentenceTransformerEmbedding(modelname="x")
     embedding = SentenceTransformerEmbedding(embed_batch_size=4)
     assert embedding.model_name == "all-MiniLM-L6-v2"
     (one, two), asked = (

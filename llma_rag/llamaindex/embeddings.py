@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
-from pydantic import PrivateAttr
+from pydantic import ConfigDict, PrivateAttr
 
 from llma_rag.retrieval import Embedder, default_embedder, embedder_named
 
@@ -15,14 +15,16 @@ class SentenceTransformerEmbedding(BaseEmbedding):
     """A model of sentence-transformers on the CPU; all-MiniLM-L6-v2 by default, the one `llma-rag index` uses.
 
     Args:
-        model: a hub name or a local folder; None takes all-MiniLM-L6-v2.
+        model_name: a hub name or a local folder; None takes all-MiniLM-L6-v2.
         **kwargs: as for every embedding of LlamaIndex, such as `embed_batch_size`.
     """
 
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True)
+
     _embedder: Embedder = PrivateAttr()
 
-    def __init__(self, model: str | None = None, **kwargs: Any) -> None:
-        embedder = default_embedder() if model is None else embedder_named(model)
+    def __init__(self, model_name: str | None = None, **kwargs: Any) -> None:
+        embedder = default_embedder() if model_name is None else embedder_named(model_name)
         super().__init__(model_name=embedder.name, **kwargs)
         self._embedder = embedder
 

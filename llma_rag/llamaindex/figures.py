@@ -68,5 +68,10 @@ def copied_from_sources(response: AnyResponse) -> list[CopiedSpan]:
 
     `reference_index` counts in `response.source_nodes`, and the ranges in the text of `str(response)` and of a node's
     `get_content()`.
+
+    Raises:
+        TypeError: it is no response of a query or chat engine.
     """
+    if not hasattr(response, "source_nodes"):
+        raise TypeError(f"a response of a query or chat engine is needed, got {type(response).__name__}")
     return copied_spans(str(response), as_references(gather(response.source_nodes)))

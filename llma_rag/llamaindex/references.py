@@ -6,7 +6,7 @@ from contextvars import ContextVar
 
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import NodeWithScore, QueryBundle
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from llma_rag.provenance import Reference
 from llma_rag.references import AnswerMemory, gather
@@ -41,6 +41,8 @@ class ReferencePostprocessor(BaseNodePostprocessor):
     Put it last among the postprocessors. The references are those of the running context (thread or task) until the
     next nodes pass, and serve calls whose prompt shows one of them.
     """
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
     memory: AnswerMemory | None = Field(default=None, exclude=True)
     """Earlier answers to similar questions serve drafts as well."""

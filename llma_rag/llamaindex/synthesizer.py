@@ -34,7 +34,7 @@ class ReferenceSynthesizer(BaseSynthesizer):
         **kwargs: for `get_response_synthesizer`, where no synthesizer is given.
 
     Raises:
-        TypeError: the synthesizer's LLM is another, or there are arguments beside a synthesizer.
+        TypeError: the synthesizer's LLM is another, the memory is none, or there are arguments beside a synthesizer.
     """
 
     def __init__(
@@ -51,6 +51,8 @@ class ReferenceSynthesizer(BaseSynthesizer):
             )
         self._inner = synthesizer or get_response_synthesizer(**kwargs)
         _with_references(self._inner._llm, [])
+        if memory is not None and not isinstance(memory, AnswerMemory):
+            raise TypeError(f"memory must be an AnswerMemory, got {type(memory).__name__}")
         self._memory = memory
         self._k = k
         super().__init__(

@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.schema import BaseNode, MetadataMode, TextNode
+from llama_index.core.settings import Settings
 from llama_index.core.vector_stores.types import (
     DEFAULT_PERSIST_FNAME,
     BasePydanticVectorStore,
@@ -25,6 +26,7 @@ from llama_index.core.vector_stores.types import (
 from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
 from pydantic import PrivateAttr
 
+from llma_rag.errors import StoreError
 from llma_rag.retrieval import Chunk, DocumentStore, Embedder, Hit, as_embedder
 from llma_rag.retrieval.embedding import Vectors, unit_vectors
 from llma_rag.retrieval.filters import Filter
@@ -42,7 +44,8 @@ class FaissVectorStore(BasePydanticVectorStore):
     Args:
         folder: where to keep the store; None keeps it in memory. It may be one that `llma-rag index` made.
         embed_model: makes the vectors outside, as `VectorStoreIndex` does; its name is what the store remembers, so
-            that vectors of two models never meet.
+            that vectors of two models never meet. `Settings.embed_model` where not given; a folder that is there
+            opens without either.
         read_only: leave the store to others to write; otherwise nobody else writes until `close`, or until the end of
             the `with` block that this store opens.
     """
@@ -59,7 +62,7 @@ class FaissVectorStore(BasePydanticVectorStore):
         read_only: bool = False,
     ) -> None:
         super().__init__(stores_text=True)
-        embedder = _Outside() if embed_model is None else as_embedder(embed_model)
+        embedder = _named(embed_model or Settings._embed_model, folder)
         self._store = (
             DocumentStore(embedder)
             if folder is None
@@ -93,7 +96,10 @@ class FaissVectorStore(BasePydanticVectorStore):
 
         Raises:
             ValueError: a file system other than the local one is given.
+            StoreError: there is a file instead of a folder, such as another vector store's.
         """
+        if Path(persist_path).is_file():
+            raise StoreError(f"{persist_path} is a file, perhaps of another vector store; persist elsewhere")
         if fs is not None and "file" not in np.atleast_1d(fs.protocol):
             raise ValueError(f"the store is kept on the local file system only, got {fs.protocol}")
         self._store.save(persist_path)
@@ -106,7 +112,13 @@ class FaissVectorStore(BasePydanticVectorStore):
         embed_model: BaseEmbedding | Embedder | None = None,
         read_only: bool = False,
     ) -> Self:
-        """Open the store that `persist` made."""
+        """Open the store that `persist` made.
+
+        Raises:
+            StoreError: there is none.
+        """
+        if not DocumentStore.exists(persist_path):
+            raise StoreError(f"no FaissVectorStore of llma_rag was persisted in {persist_path}")
         return cls(persist_path, embed_model=embed_model, read_only=read_only)
 
     @classmethod
@@ -118,9 +130,13 @@ class FaissVectorStore(BasePydanticVectorStore):
         embed_model: BaseEmbedding | Embedder | None = None,
         read_only: bool = False,
     ) -> Self:
-        """Open the store that `StorageContext.persist(persist_dir)` made."""
+        """Open the store that `StorageContext.persist(persist_dir)` made.
+
+        Raises:
+            StoreError: there is none.
+        """
         path = Path(persist_dir) / f"{namespace}__{DEFAULT_PERSIST_FNAME}"
-        return cls(path, embed_model=embed_model, read_only=read_only)
+        return cls.from_persist_path(str(path), embed_model=embed_model, read_only=read_only)
 
     # -- changing it --------------------------------------------------------------------------------
 
@@ -251,7 +267,8 @@ class FaissVectorStore(BasePydanticVectorStore):
 class _Outside:
     """Stands for an embedding model that is not known here; vectors come with nodes and queries."""
 
-    name = "of LlamaIndex"
+    def __init__(self, name: str) -> None:
+        self.name = name
 
     def count_tokens(self, text: str) -> int:
         return len(text.split())
@@ -261,6 +278,15 @@ class _Outside:
 
     def embed_query(self, text: str) -> Vectors:
         raise ValueError("the query must have an embedding: the store makes none")
+
+
+def _named(embed_model: BaseEmbedding | Embedder | None, folder: str | Path | None) -> Embedder:
+    """Return what stands for the embedding model; without one, for the one that a folder remembers."""
+    if embed_model is not None:
+        return as_embedder(embed_model)
+    if folder is not None and DocumentStore.exists(folder):
+        return _Outside(DocumentStore.embedding_model(folder))
+    return _Outside("unnamed")
 
 
 def _vector(query: VectorStoreQuery) -> Vectors:

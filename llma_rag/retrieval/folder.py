@@ -44,7 +44,8 @@ class StoreFolder:
     def missing(self) -> StoreError:
         """Return the error that says so."""
         return StoreError(
-            f"there is no store in {self.path}; make one with `llma-rag index PATH --store {self.path}`"
+            f"there is no store in {self.path}; make one with `llma-rag index PATH --store {self.path}`, or open "
+            "it for writing"
         )
 
     def make(self) -> None:
@@ -75,10 +76,12 @@ class StoreFolder:
             place = self.path.resolve()
             if any(other.path.resolve() == place for other in _locked_here):
                 raise StoreError(
-                    f"this process has the store {self.path} open for writing already; use that one, or close() it first"
+                    f"this process has the store {self.path} open for writing already; use that one, close() it first, or "
+                    "open this one for reading"
                 ) from None
             raise StoreError(
-                f"another process is writing to the store {self.path}; try again later"
+                f"another process has the store {self.path} open for writing; try again later, or open it for "
+                "reading"
             ) from None
         except OSError as error:
             raise StoreError(f"the store {self.path} cannot be written: {error.strerror}") from error

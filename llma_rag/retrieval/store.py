@@ -304,7 +304,7 @@ class DocumentStore:
             self._require_open()
             if not self._write:
                 raise StoreError(
-                    f"the store {self._folder and self._folder.path} was opened for reading; open it with write=True"
+                    f"the store {self._folder and self._folder.path} was opened for reading; open it for writing"
                 )
             self._in_batch = True
             try:
