@@ -20,7 +20,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llma_rag.decoding import DraftConfig, Drafter, NoDrafter, ReferenceDrafter, Step, greedy_decode
 from llma_rag.errors import ModelError, RequestCancelledError, RequestTimeoutError
 from llma_rag.generation import Generation, Timings
-from llma_rag.models import ModelRunner, Verdict, cached_probe, load_model, require_agreement
+from llma_rag.models import (
+    ModelRunner,
+    RuleOptions,
+    Rules,
+    Verdict,
+    cached_probe,
+    load_model,
+    require_agreement,
+)
 from llma_rag.provenance import Reference, ReferenceText, as_references, copied_spans
 from llma_rag.streams import AsyncTextStream, Event, TextStream
 from llma_rag.text import Detokenizer, Message, StopStrings, prompt_ids, reference_ids
@@ -41,6 +49,12 @@ class RequestOptions(TypedDict, total=False):
         timeout: seconds, waiting included, after which the model stops with an error; None for no limit.
         chat_template_kwargs: handed to the model's chat template, such as `tools` or `enable_thinking`.
         answer_prefix: how the answer begins: the model goes on from there. It is not part of the text.
+        repetition_penalty: more than 1 makes ids less likely that were there already, prompt included, as in
+            transformers.
+        no_repeat_ngram_size: no run of that many ids comes twice, prompt included.
+        min_tokens: ids before the answer may end.
+        bad_words: words that may not be written, at the beginning of a word or inside.
+        reuse_prefix: False computes the whole prompt afresh, for measuring.
     """
 
     references: Iterable[str | ReferenceText]
@@ -50,6 +64,11 @@ class RequestOptions(TypedDict, total=False):
     timeout: float | None
     chat_template_kwargs: Mapping[str, Any]
     answer_prefix: str
+    repetition_penalty: float
+    no_repeat_ngram_size: int
+    min_tokens: int
+    bad_words: Sequence[str]
+    reuse_prefix: bool
 
 
 class Engine:
@@ -200,6 +219,7 @@ class Engine:
             answer_prefix=request.answer_prefix,
         )
         self.runner.require_room(len(ids))
+        model.rules = Rules(request.rule_options(self.tokenizer), len(ids), self.eos_ids)
         started = time.perf_counter()
         drafter = self._drafter(ids, request)
         index_s = time.perf_counter() - started
@@ -218,6 +238,7 @@ class Engine:
             token_ids=output.token_ids,
             finish_reason="stop" if ended or output.token_ids[-1] in self.eos_ids else "length",
             prompt_tokens=len(ids),
+            cached_tokens=model.reused,
             forward_passes=output.passes,
             drafted=output.drafted,
             accepted=output.accepted,
@@ -246,6 +267,11 @@ class _Request:
     timeout: float | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     answer_prefix: str = ""
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    min_tokens: int = 0
+    bad_words: Sequence[str] = ()
+    reuse_prefix: bool = True
     submitted: float = field(default_factory=time.perf_counter, init=False)
     texts: list[Reference] = field(init=False)
 
@@ -256,12 +282,31 @@ class _Request:
             raise ValueError(f"stop must be a list of strings, got one string; use [{self.stop!r}]")
         if self.timeout is not None and self.timeout <= 0:
             raise ValueError(f"timeout must be more than 0 seconds, or None for no limit, got {self.timeout}")
+        if isinstance(self.bad_words, str) or not all(self.bad_words):
+            raise ValueError(f"bad_words must be a list of words, none empty, got {self.bad_words!r}")
         StopStrings(self.stop)  # raises where one is empty
+        self._rules()  # raises where one is out of range
         object.__setattr__(self, "texts", as_references(self.references))
+
+    def rule_options(self, tokenizer: PreTrainedTokenizerBase) -> RuleOptions:
+        """Return the rules; a bad word is banned with and without a space before it."""
+        spelled = [prefix + word for word in self.bad_words for prefix in ("", " ")]
+        ids = {tuple(reference_ids(tokenizer, word)) for word in spelled}
+        return self._rules(tuple(sorted(ids)))
+
+    def _rules(self, bad_words: tuple[tuple[int, ...], ...] = ()) -> RuleOptions:
+        return RuleOptions(
+            repetition_penalty=self.repetition_penalty,
+            no_repeat_ngram_size=self.no_repeat_ngram_size,
+            min_tokens=self.min_tokens,
+            bad_words=bad_words,
+        )
 
 
 class _CancellableRunner:
     """The model of one request: stops before the next pass once its caller has gone or its time is up."""
+
+    rules: Rules
 
     def __init__(self, runner: ModelRunner, cancelled: threading.Event, request: _Request) -> None:
         self._runner = runner
@@ -269,13 +314,21 @@ class _CancellableRunner:
         self._request = request
         self.vocab_size = runner.vocab_size
         self.draft_room = runner.draft_room
+        self.reused = 0
+        self._ids: list[int] = []
 
     def prefill(self, ids: Sequence[int]) -> int:
-        return self._runner.prefill(ids, before_block=self.require_caller)
+        self._ids = list(ids)
+        self.reused = self._runner.recall(ids) if self._request.reuse_prefix else 0
+        return self._runner.prefill(ids, self.require_caller, known=self.reused, rules=self.rules)
 
     def verify(self, position: int, ids: Sequence[int]) -> list[int]:
         self.require_caller()
-        return self._runner.verify(position, ids)
+        if not self.rules:
+            return self._runner.verify(position, ids)
+        before = self._ids[:position]
+        self._ids = [*before, *ids]  # what is accepted of them stays, the next step overwrites the rest
+        return self._runner.verify(position, ids, rules=self.rules, before=before)
 
     def require_caller(self) -> None:
         if self._cancelled.is_set():

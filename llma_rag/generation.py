@@ -45,6 +45,7 @@ class Generation:
         finish_reason: `stop` at an end-of-sequence id or stop string, `length` at max_tokens or at the end
             of the context.
         prompt_tokens: ids of the prompt.
+        cached_tokens: ids of the prompt that were known from earlier prompts and not computed again.
         forward_passes: passes that produced ids; the prefill counts as one.
         drafted: copied ids that the model checked.
         accepted: copied ids that the model agreed with.
@@ -57,6 +58,7 @@ class Generation:
     token_ids: list[int]
     finish_reason: FinishReason
     prompt_tokens: int
+    cached_tokens: int
     forward_passes: int
     drafted: int
     accepted: int

@@ -15,7 +15,8 @@ from llma_rag.engine import DEFAULT_MAX_TOKENS, Engine, RequestOptions
 from llma_rag.provenance import Reference
 from llma_rag.sharing import EngineSpec, loaded_engine, shared_engine
 
-_PER_CALL = ("max_tokens", "timeout", "draft")
+RULES = ("repetition_penalty", "no_repeat_ngram_size", "min_tokens", "bad_words")
+_PER_CALL = ("max_tokens", "timeout", "draft", "reuse_prefix", *RULES)
 _CALL_TAKES = ("stop", "references", *_PER_CALL, "model", "temperature")
 _GREEDY = "nothing, decoding is greedy"
 _ELSEWHERE = {  # what other classes call it, and what it is here
@@ -68,6 +69,14 @@ class EngineSettings(BaseModel):
     """Strings that end an answer and are not part of it."""
     references: Sequence[Any] = Field(default=(), exclude=True, repr=False)
     """Texts or documents that every answer may copy from."""
+    repetition_penalty: float = Field(default=1.0, gt=0)
+    """More than 1 makes ids less likely that were there already, prompt included."""
+    no_repeat_ngram_size: int = Field(default=0, ge=0)
+    """No run of that many ids comes twice, prompt included; 0 allows all."""
+    min_tokens: int = Field(default=0, ge=0)
+    """Ids before an answer may end."""
+    bad_words: list[str] = Field(default_factory=list)
+    """Words that may not be written."""
     temperature: float = 0.0
     """0: decoding is greedy."""
     timeout: float | None = Field(default=None, gt=0)
@@ -158,8 +167,10 @@ class EngineSettings(BaseModel):
             stop=stop if stop is not None else self.stop or [],
             timeout=kwargs.get("timeout", self.timeout),
         )
-        if "draft" in kwargs:
-            options["draft"] = kwargs["draft"]
+        rules = {name: getattr(self, name) for name in RULES}
+        given = {name: kwargs[name] for name in (*RULES, "draft", "reuse_prefix") if name in kwargs}
+        options.update(RequestOptions(**rules))  # type: ignore[typeddict-item]
+        options.update(RequestOptions(**given))  # type: ignore[typeddict-item]
         return options
 
 

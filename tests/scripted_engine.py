@@ -47,7 +47,10 @@ class _ScriptedRunner:
     def __getattr__(self, name):
         return getattr(self._runner, name)
 
-    def prefill(self, ids, before_block=lambda: None):
+    def recall(self, ids):
+        return 0
+
+    def prefill(self, ids, before_block=lambda: None, **_):
         before_block()
         self.prompts.append(self._tokenizer.decode(ids))
         text = self._reply(self.prompts[-1]) if callable(self._reply) else self._reply
@@ -55,6 +58,6 @@ class _ScriptedRunner:
         self._begin = len(ids)
         return self._answer[0]
 
-    def verify(self, position, ids):
+    def verify(self, position, ids, **_):
         first = position - self._begin + 1
         return [self._answer[n] if n < len(self._answer) else 0 for n in range(first, first + len(ids))]

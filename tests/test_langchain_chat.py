@@ -158,7 +158,7 @@ def test_content_in_blocks_is_read_and_pictures_are_refused(chat):
         (
             {"top_p": 0.5},
             TypeError,
-            "unknown argument top_p \\(here: nothing, decoding is greedy\\); there are draft, max_tokens",
+            "unknown argument top_p \\(here: nothing, decoding is greedy\\); there are bad_words, draft, max_tokens",
         ),
         ({"timeout": -1}, ValueError, "timeout must be more than 0"),
         ({"references": "text"}, TypeError, "references must be a list"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pickle
 from contextlib import contextmanager
 
 import pytest
@@ -158,6 +159,10 @@ def test_own_prompt_functions_take_the_templates_place(engine):
     assert own.complete(QUESTION).text == engine.generate(f"<{QUESTION}>", max_tokens=20).text
     assert own.complete(QUESTION, formatted=True).text == engine.generate(QUESTION, max_tokens=20).text
     assert own.metadata.is_chat_model
+    completing = own.model_copy(update={"messages_to_prompt": None, "system_prompt": "Sys."})
+    assert not completing.metadata.is_chat_model
+    expected = engine.generate(f"<Sys.\n\n{QUESTION}>", max_tokens=20).text
+    assert completing.complete(QUESTION).text == expected
 
 
 def test_a_model_without_a_chat_template_completes():
@@ -183,8 +188,11 @@ def test_metadata_usage_and_figures(llm, engine):
         assert raw["forward_passes"] + raw["accepted_tokens"] == 30
         assert (raw["exact"], raw["finish_reason"]) == (True, "length")
     assert llm.tokenizer_fn(TEXT) == engine.tokenizer(TEXT, add_special_tokens=False).input_ids
-    unlimited = LLMA(model="tiny", engine=engine, max_tokens=None)
-    assert unlimited.metadata.num_output == 4096
+    for asked in (None, 8000):
+        assert LLMA(model="tiny", engine=engine, max_tokens=asked).metadata.num_output == 4096
+    with pytest.raises(TypeError, match="made with engine= cannot be pickled"):
+        pickle.dumps(llm)
+    assert pickle.loads(pickle.dumps(LLMA(model="m", width=8))).width == 8
 
 
 def test_stop_and_the_number_of_tokens_are_kept(llm, engine):
@@ -549,6 +557,8 @@ async def test_earlier_answers_serve_drafts(engine, index, seen):
             assert "".join([one async for one in response.async_response_gen()])
         assert answer in seen[-1]
         assert len(memory) == 2
+    assert str(synthesizer.synthesize(QUESTION, [])) == "Empty Response"
+    assert memory.nearest(QUESTION)[0].text == answer
     postprocessor = ReferencePostprocessor(memory=memory)
     asking = RetrieverQueryEngine.from_args(
         index.as_retriever(similarity_top_k=2), llm=llm, node_postprocessors=[postprocessor]
@@ -650,6 +660,17 @@ def test_one_of_several_calls_is_kept_unless_all_are_wanted():
     for parallel, number in ((False, 1), (True, 2)):
         response = llm.chat_with_tools([TOOL], QUESTION, allow_parallel_tool_calls=parallel)
         assert len(llm.get_tool_calls_from_response(response)) == number
+        streamed = list(llm.stream_chat_with_tools([TOOL], QUESTION, allow_parallel_tool_calls=parallel))
+        assert len(llm.get_tool_calls_from_response(streamed[-1])) == number
+
+
+def test_a_call_that_was_cut_off_is_not_made():
+    llm, engine = llm_that_says("qwen3", '<tool_call>\n{"name": "weather", "arguments": {"city": "Ro')
+    response = llm.chat_with_tools([TOOL], QUESTION)
+    with pytest.raises(ValueError, match="the model's call of 'weather' is not valid"):
+        llm.get_tool_calls_from_response(response)
+    llm.chat_with_tools([TOOL], chat_history=[response.message], user_msg="Again?")
+    assert '"arguments": {"invalid"' in engine.runner.prompts[-1]
 
 
 def test_calls_and_results_of_the_history_are_rendered(family):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 
 import fsspec
@@ -180,8 +181,27 @@ def test_filters_are_joined_and_nested(store):
     assert [one.node_id for one in store.get_nodes()] == ["3", "4"]
     assert store.query(query("a", 4, doc_ids=["y"])).ids == ["3"]
     assert store.query(query("a", 4, node_ids=["4"])).ids == ["4"]
-    with pytest.raises(ValueError, match=r"clear\(\) removes all nodes"):
-        store.delete_nodes()
+    for nothing in (None, MetadataFilters(filters=[])):
+        with pytest.raises(ValueError, match=r"clear\(\) removes all nodes"):
+            store.delete_nodes(filters=nothing)
+    for operator, found in (("any", []), ("all", ["3", "4"])):
+        assert sorted(store.query(query("a", 4, filters=where("tags", operator, []))).ids) == found
+
+
+def test_keys_that_passages_have_themselves_are_found_in_the_metadata_too(store):
+    store.add([node("aaa", "1", id="42", headings=["X"]), node("bbb", "2", id="43", headings=["Y"])])
+    assert store.query(query("a", 4, filters=where("id", "==", "42"))).ids == ["1"]
+    assert store.query(query("a", 4, filters=where("id", "contains", "3"))).ids == ["2"]
+    assert store.query(query("a", 4, filters=where("headings", "contains", "X"))).ids == ["1"]
+
+
+def test_an_index_with_pointers_finds_plain_nodes_too():
+    pointer = IndexNode(text="ccc", index_id="inner", embedding=LetterEmbedder().embed_query("ccc").tolist())
+    context = StorageContext.from_defaults(vector_store=FaissVectorStore(embed_model=LetterEmbedding()))
+    nodes = [node("aaa", "1"), node("bbb", "2"), pointer]
+    index = VectorStoreIndex(nodes, storage_context=context, embed_model=LetterEmbedding())
+    found = index.as_retriever(similarity_top_k=3).retrieve("aaa")
+    assert sorted(one.text for one in found) == ["aaa", "bbb", "ccc"]
 
 
 def test_every_mode_of_search(store):
@@ -192,6 +212,11 @@ def test_every_mode_of_search(store):
     assert hybrid.similarities == sorted(hybrid.similarities, reverse=True)
     diverse = store.query(query("alpha", 2, mode=VectorStoreQueryMode.MMR, mmr_threshold=0.1))
     assert len(diverse.ids) == 2
+    options = {"mode": VectorStoreQueryMode.MMR}
+    nearest = store.query(query("alpha", 2, **options), mmr_threshold=1.0, mmr_prefetch_factor=2)
+    assert nearest.ids == store.query(query("alpha", 2)).ids
+    with pytest.raises(TypeError, match="nonsense"):
+        store.query(query("alpha", 2, **options), nonsense=1)
     with pytest.raises(ValueError, match="the query mode must be one of default, hybrid"):
         store.query(query("x", mode=VectorStoreQueryMode.SVM))
     with pytest.raises(ValueError, match="alpha have no effect here"):
@@ -230,6 +255,10 @@ def test_an_index_is_made_kept_and_loaded(tmp_path):
             (found,) = again.as_retriever(similarity_top_k=1).retrieve(asked)
             assert asked in found.text
         assert len(loaded.get_nodes()) == 2
+        again.insert(Document(text="ggg hhh", id_="v"))
+        again.storage_context.persist(tmp_path / "storage")
+    with FaissVectorStore.from_persist_dir(str(tmp_path / "storage")) as loaded:
+        assert len(loaded.get_nodes()) == 3
     with pytest.raises(ValueError, match="local file system only"):
         FaissVectorStore().persist(str(tmp_path / "m"), fs=fsspec.filesystem("memory"))
     (tmp_path / "file.json").touch()
@@ -245,8 +274,8 @@ def test_an_index_is_made_kept_and_loaded(tmp_path):
 def test_vectors_of_two_models_never_meet(tmp_path):
     with FaissVectorStore(tmp_path / "s", embed_model=LetterEmbedding()) as store:
         store.add(NODES)
-    with FaissVectorStore(tmp_path / "s") as unnamed:
-        assert unnamed.query(query("ccc ddd")).ids == ["2"]
+    with FaissVectorStore(tmp_path / "s") as remembering:
+        assert remembering.query(query("ccc ddd")).ids == ["2"]
     with pytest.raises(StoreError, match="letters"):
         FaissVectorStore(tmp_path / "s", embed_model=SentenceTransformerEmbedding())
     with pytest.raises(ValueError, match="embedding not set"):
@@ -271,6 +300,16 @@ def test_a_store_made_without_naming_the_model_takes_the_name_of_the_settings(tm
         store.add(NODES)
     with FaissVectorStore(tmp_path / "s", embed_model=LetterEmbedding(), read_only=True) as store:
         assert store.query(query("ccc ddd")).ids == ["2"]
+
+
+def test_a_store_that_remembers_no_name_serves_any_model(tmp_path, monkeypatch):
+    with FaissVectorStore(tmp_path / "s") as store:
+        store.add(NODES)
+    monkeypatch.setattr(Settings, "_embed_model", LetterEmbedding())
+    with FaissVectorStore(tmp_path / "s") as store:
+        assert store.query(query("ccc ddd")).ids == ["2"]
+    with pytest.raises(TypeError, match="cannot be pickled or copied; open its folder again"):
+        pickle.dumps(store)
 
 
 def test_documents_that_are_ingested_again_replace_themselves(tmp_path):

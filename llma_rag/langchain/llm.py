@@ -20,7 +20,7 @@ from llma_rag.langchain.messages import usage
 from llma_rag.langchain.model import LangChainSettings
 from llma_rag.provenance import copied_spans
 from llma_rag.references import gather
-from llma_rag.settings import STRICT
+from llma_rag.settings import RULES, STRICT
 
 
 class LLMA(LangChainSettings, BaseLLM):
@@ -96,7 +96,7 @@ class LLMA(LangChainSettings, BaseLLM):
         """
         kwargs = dict(kwargs)
         update: dict[str, Any] = {
-            name: kwargs.pop(name) for name in ("model", "max_tokens") if name in kwargs
+            name: kwargs.pop(name) for name in ("model", "max_tokens", *RULES) if name in kwargs
         }
         if update.get("model", self.model) != self.model:
             update["engine"] = None

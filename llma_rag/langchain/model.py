@@ -8,7 +8,7 @@ from typing import Any
 from langchain_core.language_models.base import LangSmithParams
 from pydantic import Field
 
-from llma_rag.settings import STRICT, EngineSettings
+from llma_rag.settings import RULES, STRICT, EngineSettings
 from llma_rag.text import reference_ids
 
 _IDENTIFYING = (
@@ -20,6 +20,7 @@ _IDENTIFYING = (
     "model_kwargs",
     "max_tokens",
     "temperature",
+    *RULES,
 )  # what an answer depends on: caches go by it
 _SECRETS = ("token", "use_auth_token")  # of `model_kwargs`: neither caches nor traces may hold them
 

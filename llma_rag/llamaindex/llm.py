@@ -63,10 +63,12 @@ class LLMA(EngineSettings, FunctionCallingLLM):
     def metadata(self) -> LLMMetadata:
         """What LlamaIndex asks of a model; the model is loaded for it."""
         engine = self._engine({})
+        length = engine.runner.context_length
         return LLMMetadata(
-            context_window=engine.runner.context_length,
-            num_output=self.max_tokens or engine.runner.context_length // 2,
-            is_chat_model=engine.tokenizer.chat_template is not None or self._has_own_chat_prompt,
+            context_window=length,
+            num_output=min(self.max_tokens or length, length // 2),
+            is_chat_model=self._has_own_chat_prompt
+            or (engine.tokenizer.chat_template is not None and not self._has_own_completion_prompt),
             is_function_calling_model=takes_tools(engine.tokenizer) and not self._has_own_chat_prompt,
             model_name=self.model,
         )
@@ -140,6 +142,10 @@ class LLMA(EngineSettings, FunctionCallingLLM):
     def _has_own_chat_prompt(self) -> bool:
         return self.messages_to_prompt not in (None, generic_messages_to_prompt)
 
+    @property
+    def _has_own_completion_prompt(self) -> bool:
+        return self.completion_to_prompt not in (None, default_completion_to_prompt)
+
     def _chat_call(self, engine: Engine, messages: Sequence[ChatMessage], kwargs: dict[str, Any]) -> Call:
         if self._has_own_chat_prompt or engine.tokenizer.chat_template is None:
             to_prompt = self.messages_to_prompt or generic_messages_to_prompt
@@ -149,9 +155,8 @@ class LLMA(EngineSettings, FunctionCallingLLM):
     def _completion_call(self, engine: Engine, prompt: str, formatted: bool, kwargs: dict[str, Any]) -> Call:
         if formatted:
             return self._call(engine, prompt, kwargs)
-        to_prompt = self.completion_to_prompt
-        if to_prompt is not None and to_prompt is not default_completion_to_prompt:
-            return self._call(engine, to_prompt(prompt), kwargs)
+        if self.completion_to_prompt is not None and self._has_own_completion_prompt:
+            return self._call(engine, self.completion_to_prompt(self._extend_prompt(prompt)), kwargs)
         if engine.tokenizer.chat_template is None and not self._has_own_chat_prompt:
             return self._call(engine, self._extend_prompt(prompt), kwargs)
         if self.query_wrapper_prompt is not None:
@@ -211,10 +216,21 @@ class LLMA(EngineSettings, FunctionCallingLLM):
         **kwargs: Any,
     ) -> ChatResponse:
         """Return the response, with one call where several are not wanted."""
-        calls = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
-        if not allow_parallel_tool_calls:
-            response.message.blocks = [block for block in response.message.blocks if block not in calls[1:]]
-        return response
+        return response if allow_parallel_tool_calls else _with_one_call(response)
+
+    def stream_chat_with_tools(self, *args: Any, **kwargs: Any) -> ChatResponseGen:
+        """Yield the answer to a message with tools as it grows."""
+        responses = super().stream_chat_with_tools(*args, **kwargs)
+        if kwargs.get("allow_parallel_tool_calls"):
+            return responses
+        return (_with_one_call(response) for response in responses)
+
+    async def astream_chat_with_tools(self, *args: Any, **kwargs: Any) -> ChatResponseAsyncGen:
+        """Yield the answer to a message with tools as it grows."""
+        responses = await super().astream_chat_with_tools(*args, **kwargs)
+        if kwargs.get("allow_parallel_tool_calls"):
+            return responses
+        return (_with_one_call(response) async for response in responses)
 
     def get_tool_calls_from_response(
         self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
@@ -233,3 +249,20 @@ class LLMA(EngineSettings, FunctionCallingLLM):
             )
             for call in calls
         ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what pickle keeps.
+
+        Raises:
+            TypeError: the engine was given; a copy would silently load another one by name.
+        """
+        if self.engine is not None:
+            raise TypeError("an LLMA made with engine= cannot be pickled; name the model instead")
+        return super().__getstate__()
+
+
+def _with_one_call(response: ChatResponse) -> ChatResponse:
+    blocks = response.message.blocks
+    calls = [block for block in blocks if isinstance(block, ToolCallBlock)]
+    response.message.blocks = [block for block in blocks if not any(block is more for more in calls[1:])]
+    return response

@@ -54,7 +54,7 @@ def _as_chat_message(message: ChatMessage) -> dict[str, Any]:
     calls = [block for block in message.blocks if isinstance(block, ToolCallBlock)]
     if calls:
         made["tool_calls"] = [
-            as_template_call(call.tool_name, arguments_of(call), call.tool_call_id) for call in calls
+            as_template_call(call.tool_name, _arguments_as_written(call), call.tool_call_id) for call in calls
         ]
     thoughts = [block.content for block in message.blocks if isinstance(block, ThinkingBlock)]
     if any(thoughts):
@@ -81,14 +81,24 @@ def _text(blocks: Sequence[ContentBlock]) -> str:
 
 
 def arguments_of(call: ToolCallBlock) -> dict[str, Any]:
-    """Return a call's arguments; none where the model wrote no valid ones, as the tool then says what it misses."""
+    """Return a call's arguments.
+
+    Raises:
+        ValueError: they are not valid: the model has made a mistake, or was cut off.
+    """
     if isinstance(call.tool_kwargs, dict):
         return call.tool_kwargs
     try:
         arguments = json.loads(call.tool_kwargs)
     except ValueError:
-        return {}
-    return arguments if isinstance(arguments, dict) else {}
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise ValueError(f"the model's call of {call.tool_name!r} is not valid: {call.tool_kwargs}")
+    return arguments
+
+
+def _arguments_as_written(call: ToolCallBlock) -> dict[str, Any]:
+    return call.tool_kwargs if isinstance(call.tool_kwargs, dict) else {"invalid": call.tool_kwargs}
 
 
 class Reply:

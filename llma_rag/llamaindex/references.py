@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextvars import ContextVar
 
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
@@ -57,15 +58,19 @@ class ReferencePostprocessor(BaseNodePostprocessor):
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        earlier = (
-            self.memory.nearest(query_bundle.query_str, self.k) if self.memory and query_bundle else None
-        )
-        _of_this_turn.set(tuple(gather(nodes, earlier)))
+        _of_this_turn.set(tuple(gather(nodes, self._earlier(query_bundle))))
         return nodes
 
     async def _apostprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        return self._postprocess_nodes(
-            nodes, query_bundle
+        earlier = await asyncio.to_thread(self._earlier, query_bundle)
+        _of_this_turn.set(
+            tuple(gather(nodes, earlier))
         )  # in this task: another thread's context would be lost
+        return nodes
+
+    def _earlier(self, query_bundle: QueryBundle | None) -> list[Reference]:
+        if self.memory is None or query_bundle is None:
+            return []
+        return self.memory.nearest(query_bundle.query_str, self.k)

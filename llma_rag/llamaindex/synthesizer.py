@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import types
 from collections.abc import AsyncGenerator, Generator, Sequence
@@ -21,6 +22,7 @@ from llama_index.core.schema import NodeWithScore, QueryType
 from llama_index.core.types import RESPONSE_TEXT_TYPE
 
 from llma_rag.llamaindex.llm import LLMA
+from llma_rag.provenance import Reference
 from llma_rag.references import AnswerMemory, gather
 
 
@@ -81,10 +83,9 @@ class ReferenceSynthesizer(BaseSynthesizer):
     ) -> RESPONSE_TYPE:
         """Return the answer to a query, made from nodes."""
         question = _question(query)
-        response = self._bound(question, nodes).synthesize(
-            query, nodes, additional_source_nodes, **response_kwargs
-        )
-        if isinstance(response, StreamingResponse):
+        bound = self._bound(nodes, self._earlier(question))
+        response = bound.synthesize(query, nodes, additional_source_nodes, **response_kwargs)
+        if nodes and isinstance(response, StreamingResponse):
             response.response_gen = self._remembering(question, response.response_gen)
         elif nodes:
             self._remember(question, str(response))
@@ -99,31 +100,33 @@ class ReferenceSynthesizer(BaseSynthesizer):
     ) -> RESPONSE_TYPE:
         """Return the answer to a query, made from nodes."""
         question = _question(query)
-        response = await self._bound(question, nodes).asynthesize(
-            query, nodes, additional_source_nodes, **response_kwargs
-        )
-        if isinstance(response, AsyncStreamingResponse):
+        bound = self._bound(nodes, await asyncio.to_thread(self._earlier, question))
+        response = await bound.asynthesize(query, nodes, additional_source_nodes, **response_kwargs)
+        if nodes and isinstance(response, AsyncStreamingResponse):
             response.response_gen = self._aremembering(question, response.response_gen)
         elif nodes:
-            self._remember(question, str(response))
+            await asyncio.to_thread(self._remember, question, str(response))
         return response
 
     def get_response(
         self, query_str: str, text_chunks: Sequence[str], **response_kwargs: Any
     ) -> RESPONSE_TEXT_TYPE:
         """Return the text of an answer, made from texts."""
-        return self._bound(query_str, text_chunks).get_response(query_str, text_chunks, **response_kwargs)
+        bound = self._bound(text_chunks, self._earlier(query_str))
+        return bound.get_response(query_str, text_chunks, **response_kwargs)
 
     async def aget_response(
         self, query_str: str, text_chunks: Sequence[str], **response_kwargs: Any
     ) -> RESPONSE_TEXT_TYPE:
         """Return the text of an answer, made from texts."""
-        bound = self._bound(query_str, text_chunks)
+        bound = self._bound(text_chunks, await asyncio.to_thread(self._earlier, query_str))
         return await bound.aget_response(query_str, text_chunks, **response_kwargs)
 
-    def _bound(self, question: str, sources: Sequence[Any]) -> BaseSynthesizer:
+    def _earlier(self, question: str) -> list[Reference]:
+        return [] if self._memory is None else self._memory.nearest(question, self._k)
+
+    def _bound(self, sources: Sequence[Any], earlier: Sequence[Reference]) -> BaseSynthesizer:
         """Return the synthesizer with a model that has the sources as references."""
-        earlier = self._memory.nearest(question, self._k) if self._memory is not None else None
         bound = copy.copy(self._inner)
         bound._streaming = self._streaming  # chat engines switch it from outside
         bound._llm = _with_references(self._inner._llm, gather(sources, earlier))
@@ -148,7 +151,7 @@ class ReferenceSynthesizer(BaseSynthesizer):
         async for piece in pieces:
             said.append(piece)
             yield piece
-        self._remember(question, "".join(said))
+        await asyncio.to_thread(self._remember, question, "".join(said))
 
     def _get_prompts(self) -> PromptDictType:
         return self._inner._get_prompts()

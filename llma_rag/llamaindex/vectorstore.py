@@ -32,6 +32,8 @@ from llma_rag.retrieval.embedding import Vectors, unit_vectors
 from llma_rag.retrieval.filters import Filter
 
 _NODE = "_node_content"  # where LlamaIndex keeps what a node has beside text and metadata
+_UNNAMED = "unnamed"  # what a store remembers that was made without an embedding model
+_POINTERS = ("IndexNode", "ImageNode")  # nodes that an index names in its queries, beside all the others
 _MODES = ("default", "hybrid", "semantic_hybrid", "text_search", "sparse", "mmr")
 _POOL = 20  # of passages that MMR chooses from, as in LangChain; times what is asked for in LlamaIndex
 
@@ -44,8 +46,8 @@ class FaissVectorStore(BasePydanticVectorStore):
     Args:
         folder: where to keep the store; None keeps it in memory. It may be one that `llma-rag index` made.
         embed_model: makes the vectors outside, as `VectorStoreIndex` does; its name is what the store remembers, so
-            that vectors of two models never meet. `Settings.embed_model` where not given; a folder that is there
-            opens without either.
+            that vectors of two models never meet. Where not given, it is the one that the folder remembers, or for a
+            new one `Settings.embed_model`.
         read_only: leave the store to others to write; otherwise nobody else writes until `close`, or until the end of
             the `with` block that this store opens.
     """
@@ -53,6 +55,7 @@ class FaissVectorStore(BasePydanticVectorStore):
     stores_text: bool = True
     is_embedding_query: bool = True
     _store: DocumentStore = PrivateAttr()
+    _folder: Path | None = PrivateAttr()
 
     def __init__(
         self,
@@ -62,7 +65,8 @@ class FaissVectorStore(BasePydanticVectorStore):
         read_only: bool = False,
     ) -> None:
         super().__init__(stores_text=True)
-        embedder = _named(embed_model or Settings._embed_model, folder)
+        self._folder = None if folder is None else Path(folder).resolve()
+        embedder = _named(embed_model, folder)
         self._store = (
             DocumentStore(embedder)
             if folder is None
@@ -98,6 +102,8 @@ class FaissVectorStore(BasePydanticVectorStore):
             ValueError: a file system other than the local one is given.
             StoreError: there is a file instead of a folder, such as another vector store's.
         """
+        if self._folder is not None and Path(persist_path).resolve() == self._folder:
+            return  # every change is there already
         if Path(persist_path).is_file():
             raise StoreError(f"{persist_path} is a file, perhaps of another vector store; persist elsewhere")
         if fs is not None and "file" not in np.atleast_1d(fs.protocol):
@@ -181,9 +187,10 @@ class FaissVectorStore(BasePydanticVectorStore):
         Raises:
             ValueError: neither is given; `clear` removes all.
         """
-        if node_ids is None and filters is None:
+        where = _where(filters, node_ids=node_ids)
+        if not where:
             raise ValueError("delete_nodes needs node_ids or filters; clear() removes all nodes")
-        self._store.delete_where(_where(filters, node_ids=node_ids))
+        self._store.delete_where(where)
 
     async def adelete_nodes(
         self,
@@ -223,12 +230,14 @@ class FaissVectorStore(BasePydanticVectorStore):
 
         Args:
             query: with an embedding, and for text and hybrid search with a text.
-            **kwargs: `mmr_prefetch_k`, how many nodes MMR chooses from.
+            **kwargs: for MMR, `mmr_threshold` (1 looks at relevance alone, 0 at difference alone) and
+                `mmr_prefetch_k`, or `mmr_prefetch_factor`, how many nodes it chooses from.
 
         Raises:
+            TypeError: an argument is not known.
             ValueError: the mode is not known here, or the query lacks what it needs.
         """
-        hits = self._search(query, kwargs)
+        hits = self._search(query, **kwargs)
         return VectorStoreQueryResult(
             nodes=[_node(hit.id, hit.chunk) for hit in hits],
             similarities=[hit.score for hit in hits],
@@ -239,11 +248,16 @@ class FaissVectorStore(BasePydanticVectorStore):
         """Return the nodes that fit a query best."""
         return await asyncio.to_thread(self.query, query, **kwargs)
 
-    def _search(self, query: VectorStoreQuery, kwargs: dict[str, Any]) -> list[Hit]:
+    def _search(
+        self,
+        query: VectorStoreQuery,
+        *,
+        mmr_threshold: float | None = None,
+        mmr_prefetch_k: int | None = None,
+        mmr_prefetch_factor: float | None = None,
+    ) -> list[Hit]:
         mode, k = query.mode, query.similarity_top_k
-        where = _where(  # an index that leaves texts to its store asks with empty lists, for all
-            query.filters, node_ids=query.node_ids or None, document_ids=query.doc_ids or None
-        )
+        where = _where(query.filters, among=self._among(query.node_ids), document_ids=query.doc_ids or None)
         unused = [name for name in ("alpha", "sparse_top_k") if getattr(query, name) is not None]
         if unused:
             raise ValueError(
@@ -258,10 +272,28 @@ class FaissVectorStore(BasePydanticVectorStore):
             k = query.hybrid_top_k or k
             return self._store.search(_text(query), k, vector=vector, where=where)
         if mode == VectorStoreQueryMode.MMR:
-            share = 0.5 if query.mmr_threshold is None else query.mmr_threshold
-            pool = kwargs.get("mmr_prefetch_k") or max(_POOL, 4 * k)
-            return self._store.search_mmr(vector, k, pool=pool, relevance_share=share, where=where)
+            given = mmr_threshold if mmr_threshold is not None else query.mmr_threshold
+            pool = mmr_prefetch_k or (
+                int(mmr_prefetch_factor * k) if mmr_prefetch_factor else max(_POOL, 4 * k)
+            )
+            return self._store.search_mmr(
+                vector, k, pool=pool, relevance_share=0.5 if given is None else given, where=where
+            )
         raise ValueError(f"the query mode must be one of {', '.join(_MODES)}, got {mode.value}")
+
+    def _among(self, node_ids: list[str] | None) -> Filter | None:
+        """Return a filter for the nodes that a query names.
+
+        An index that leaves texts to its store names its nodes of certain kinds only, and means all others as well.
+        """
+        if not node_ids:
+            return None
+        named: Filter = {"id": {"$in": node_ids}}
+        kinds = {chunk.metadata.get("_node_type") for chunk in self._store.get(node_ids).values()}
+        return {"$or": [named, {"_node_type": {"$nin": _POINTERS}}]} if kinds <= {*_POINTERS} else named
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError("a FaissVectorStore cannot be pickled or copied; open its folder again")
 
 
 class _Outside:
@@ -282,11 +314,11 @@ class _Outside:
 
 def _named(embed_model: BaseEmbedding | Embedder | None, folder: str | Path | None) -> Embedder:
     """Return what stands for the embedding model; without one, for the one that a folder remembers."""
-    if embed_model is not None:
-        return as_embedder(embed_model)
-    if folder is not None and DocumentStore.exists(folder):
-        return _Outside(DocumentStore.embedding_model(folder))
-    return _Outside("unnamed")
+    remembered = DocumentStore.embedding_model(folder) if folder and DocumentStore.exists(folder) else None
+    if remembered == _UNNAMED or (remembered is not None and embed_model is None):
+        return _Outside(remembered)
+    embed_model = embed_model or Settings._embed_model
+    return _Outside(_UNNAMED) if embed_model is None else as_embedder(embed_model)
 
 
 def _vector(query: VectorStoreQuery) -> Vectors:
@@ -307,6 +339,9 @@ def _node(identity: str, chunk: Chunk) -> BaseNode:
     if _NODE in chunk.metadata:
         return metadata_dict_to_node(dict(chunk.metadata), text=chunk.text)
     return TextNode(id_=identity, text=chunk.text, metadata=chunk.place)
+
+
+_NOTHING: Filter = {"$not": {}}
 
 
 # -- filters --------------------------------------------------------------------------------------------
@@ -330,12 +365,15 @@ def _where(
     filters: MetadataFilters | None,
     *,
     node_ids: list[str] | None = None,
+    among: Filter | None = None,
     document_ids: list[str] | None = None,
 ) -> Filter:
     """Return LlamaIndex's conditions as one filter of ours."""
     conditions: list[Filter] = []
     if filters is not None and filters.filters:
         conditions.append(_joined(filters))
+    if among is not None:
+        conditions.append(among)
     if node_ids is not None:
         conditions.append({"id": {"$in": node_ids}})
     if document_ids is not None:
@@ -346,17 +384,26 @@ def _where(
 def _joined(filters: MetadataFilters) -> Filter:
     parts = [_joined(one) if isinstance(one, MetadataFilters) else _condition(one) for one in filters.filters]
     if filters.condition == FilterCondition.OR:
-        return {"$or": parts}
+        return _either(parts)
     if filters.condition == FilterCondition.NOT:
-        return {"$not": {"$or": parts}}
-    return {"$and": parts}
+        return {"$not": _either(parts)}
+    return _all(parts)
+
+
+def _either(parts: list[Filter]) -> Filter:
+    return {"$or": parts} if parts else _NOTHING
+
+
+def _all(parts: list[Filter]) -> Filter:
+    return {"$and": parts} if parts else {}
 
 
 def _condition(one: MetadataFilter) -> Filter:
+    key = "metadata.id" if one.key == "id" else one.key
     if one.operator == FilterOperator.IS_EMPTY:
-        return {"$or": [{one.key: {"$exists": False}}, {one.key: {"$in": ["", "[]"]}}]}
+        return {"$or": [{key: {"$exists": False}}, {key: {"$in": ["", "[]"]}}]}
     if one.operator in (FilterOperator.ANY, FilterOperator.ALL):
         values = one.value if isinstance(one.value, list) else [one.value]
-        join = "$or" if one.operator == FilterOperator.ANY else "$and"
-        return {join: [{one.key: {"$contains": value}} for value in values]}
-    return {one.key: {_OPERATORS[one.operator]: one.value}}
+        parts: list[Filter] = [{key: {"$contains": value}} for value in values]
+        return _either(parts) if one.operator == FilterOperator.ANY else _all(parts)
+    return {key: {_OPERATORS[one.operator]: one.value}}

@@ -7,6 +7,16 @@ for the CPU, `runner` runs prefill blocks and verify steps over the KV `memory` 
 
 from llma_rag.models.loading import LoadedModel, load_model
 from llma_rag.models.probe import Verdict, cached_probe, require_agreement
+from llma_rag.models.rules import RuleOptions, Rules
 from llma_rag.models.runner import ModelRunner
 
-__all__ = ["LoadedModel", "ModelRunner", "Verdict", "cached_probe", "load_model", "require_agreement"]
+__all__ = [
+    "LoadedModel",
+    "ModelRunner",
+    "RuleOptions",
+    "Rules",
+    "Verdict",
+    "cached_probe",
+    "load_model",
+    "require_agreement",
+]

@@ -1,7 +1,7 @@
 """Linear layers for the CPU: weights packed once for oneDNN, activations in runs of whole rows.
 
 The stock linear is up to twice as slow at a few rows, and its fp32 kernel treats the last rows of some
-widths differently. Packed weights replace the originals, so they are not held twice (but for an output
+widths differently. Layers that read the same rows become one product. Packed weights replace the originals, so they are not held twice (but for an output
 layer that shares its weight with the embedding). On a CPU that does not compute in bf16, bf16 layers
 keep their weights in fp32 and round their results: the arithmetic that bf16 kernels do, at fp32's speed.
 """
@@ -9,12 +9,16 @@ keep their weights in fp32 and round their results: the arithmetic that bf16 ker
 from __future__ import annotations
 
 import platform
-from typing import TypeGuard
+from collections.abc import Sequence
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
 from transformers.activations import ACT2CLS
 
+from llma_rag.models.memory import PREFILL_BLOCK
+
+_SHARING = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # layers that read the same rows
 _ROW_RUN = 16_384  # elements below which torch does not split an elementwise operation among threads
 
 
@@ -26,31 +30,85 @@ def cpu_computes_in_bf16() -> bool:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer over a weight in oneDNN's own layout: (..., in) to (..., out)."""
+    """A linear layer over a weight in oneDNN's own layout: (..., in) to (..., out).
 
-    def __init__(self, linear: nn.Linear) -> None:
+    Args:
+        linears: one, or several that read the same rows: their outputs then stand beside each other.
+    """
+
+    def __init__(self, *linears: nn.Linear) -> None:
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.dtype = linear.weight.dtype
+        self.in_features = linears[0].in_features
+        self.out_features = sum(linear.out_features for linear in linears)
+        self.dtype = linears[0].weight.dtype
         self.compute_dtype = self.dtype if cpu_computes_in_bf16() else torch.float32
-        weight = linear.weight.detach().to(self.compute_dtype)
-        bias = None if linear.bias is None else linear.bias.detach().to(self.compute_dtype)
+        weight = torch.cat([linear.weight.detach() for linear in linears]).to(self.compute_dtype)
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-        self.bias = bias
+        self.bias: torch.Tensor | None = None
+        if any(linear.bias is not None for linear in linears):
+            biases = [_bias(linear) for linear in linears]
+            self.bias = torch.cat(biases).to(self.compute_dtype)
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Return rows @ weight.T + bias in the layer's dtype."""
-        result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            rows.to(self.compute_dtype), self.weight, self.bias, "none", [], ""
-        )
-        return result.to(self.dtype)
+        if self.compute_dtype is self.dtype:
+            return _packed_product(rows, self.weight, self.bias, "none", [], "")  # type: ignore[no-any-return]
+        result = _packed_product(rows.to(self.compute_dtype), self.weight, self.bias, "none", [], "")
+        return result.to(self.dtype)  # type: ignore[no-any-return]
+
+
+_packed_product = torch.ops.mkldnn._linear_pointwise.default
+
+
+def _bias(linear: nn.Linear) -> torch.Tensor:
+    return linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias.detach()
+
+
+class SharedInput:
+    """One product for linear layers that read the same rows, such as queries, keys and values.
+
+    The first layer that is asked computes all; each result is handed out once and then forgotten.
+    """
+
+    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+        self._product = PackedLinear(*linears)
+        self._sizes = [linear.out_features for linear in linears]
+        self._rows: torch.Tensor | None = None
+        self._results: list[torch.Tensor | None] = [None] * len(linears)
+
+    def result(self, rows: torch.Tensor, index: int) -> torch.Tensor:
+        """Return what the layer of this number makes of rows."""
+        found = self._results[index] if rows is self._rows else None
+        if found is None:
+            self._rows = rows
+            self._results = list(self._product(rows).split(self._sizes, dim=-1))
+            found = self._results[index]
+            assert found is not None
+        self._results[index] = None
+        if not any(result is not None for result in self._results):
+            self._rows = None
+        return found
+
+
+class SharedInputLinear(nn.Module):
+    """One of the layers that share a product."""
+
+    def __init__(self, shared: SharedInput, index: int, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self._shared = shared
+        self._index = index
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return rows @ weight.T + bias."""
+        return self._shared.result(rows, self._index)
 
 
 class RowRuns(nn.Module):
     """An activation applied to runs of whole rows, so that threads never split a row.
 
     Where a row is split, the vectorised function and the scalar one that finishes it round differently,
-    and a row's result depends on its place in the step.
+    and a row's result depends on its place in the step. In a prefill block a row always has the same place.
     """
 
     def __init__(self, activation: nn.Module) -> None:
@@ -59,7 +117,7 @@ class RowRuns(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return activation(inputs); `inputs` is (..., features)."""
-        if inputs.numel() <= _ROW_RUN:
+        if inputs.numel() <= _ROW_RUN or inputs.shape[-2] == PREFILL_BLOCK:
             return self.activation(inputs)  # type: ignore[no-any-return]
         features = inputs.shape[-1]
         runs = inputs.reshape(-1, features).split(max(1, _ROW_RUN // features))
@@ -76,6 +134,13 @@ def pack_for_cpu(model: nn.Module) -> int:
     packed = 0
     activations = _activation_types()
     for parent in list(model.modules()):
+        for names in _SHARING:
+            linears = [getattr(parent, name, None) for name in names]
+            if _are_packable_together(linears):
+                shared = SharedInput(linears)
+                for index, (name, linear) in enumerate(zip(names, linears, strict=True)):
+                    setattr(parent, name, SharedInputLinear(shared, index, linear))
+                packed += len(linears)
         for name, child in list(parent.named_children()):
             if _is_packable(child):
                 setattr(parent, name, PackedLinear(child))
@@ -88,6 +153,13 @@ def pack_for_cpu(model: nn.Module) -> int:
 def _activation_types() -> tuple[type[nn.Module], ...]:
     entries = (entry[0] if isinstance(entry, tuple) else entry for entry in ACT2CLS.values())
     return tuple(entry for entry in entries if isinstance(entry, type) and issubclass(entry, nn.Module))
+
+
+def _are_packable_together(linears: Sequence[Any]) -> TypeGuard[Sequence[nn.Linear]]:
+    return (
+        all(linear is not None and _is_packable(linear) for linear in linears)
+        and len({(linear.in_features, linear.weight.dtype) for linear in linears}) == 1
+    )
 
 
 def _is_packable(module: nn.Module) -> TypeGuard[nn.Linear]:

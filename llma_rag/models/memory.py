@@ -105,10 +105,34 @@ class SlotMemory(Cache):  # type: ignore[misc]
         self.slot_layers = [SlotLayer(shape, slots, self.window) for shape in shapes]
         super().__init__(layers=list(self.slot_layers))
 
-    def place(self, position: int) -> None:
-        """Let the next pass write at `position` and see that position's view."""
+    def place(self, position: int, view: int) -> None:
+        """Let the next pass write at `position` and see the first `view` slots."""
         self.window.start = position
-        self.window.view = view_at(position)
+        self.window.view = view
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of keys and values of one prefill block."""
+        tensors = [tensor for layer in self.slot_layers for tensor in (layer.keys, layer.values)]
+        return sum(tensor.nbytes // tensor.shape[2] for tensor in tensors) * PREFILL_BLOCK
+
+    @torch.inference_mode()
+    def read_block(self, start: int) -> list[torch.Tensor]:
+        """Return a copy of what the slots of a prefill block hold."""
+        stop = start + PREFILL_BLOCK
+        return [
+            tensor[:, :, start:stop].clone()
+            for layer in self.slot_layers
+            for tensor in (layer.keys, layer.values)
+        ]
+
+    @torch.inference_mode()
+    def write_block(self, start: int, block: Sequence[torch.Tensor]) -> None:
+        """Put a copy back."""
+        stop = start + PREFILL_BLOCK
+        tensors = [tensor for layer in self.slot_layers for tensor in (layer.keys, layer.values)]
+        for tensor, kept in zip(tensors, block, strict=True):
+            tensor[:, :, start:stop] = kept
 
     @torch.inference_mode()
     def zero(self) -> None:

@@ -16,6 +16,8 @@ from transformers import PreTrainedModel
 from llma_rag.errors import ContextLengthError, ModelError
 from llma_rag.models import attention
 from llma_rag.models.memory import PREFILL_BLOCK, LayerShape, SlotMemory, view_at
+from llma_rag.models.prefixes import BlockKey, PrefixCache, block_keys
+from llma_rag.models.rules import Rules
 from llma_rag.models.support import context_limit, require_supported, sliding_layers
 
 DEFAULT_MAX_CONTEXT = 8192  # positions; more is a choice, because the KV memory is allocated at load
@@ -31,6 +33,7 @@ class ModelRunner:
         width: positions per verify step.
         max_context: most positions; None takes the model's limit, at most `DEFAULT_MAX_CONTEXT`.
         threads: CPU threads per operation, a part of the shape; None takes torch's current number.
+        prefix_cache_bytes: for prefill blocks that later prompts may begin with.
 
     Raises:
         UnsupportedModelError: the architecture cannot be decoded exactly.
@@ -43,6 +46,7 @@ class ModelRunner:
         width: int,
         max_context: int | None = None,
         threads: int | None = None,
+        prefix_cache_bytes: int = 0,
     ) -> None:
         require_supported(model)
         self.model = model.eval()
@@ -61,27 +65,77 @@ class ModelRunner:
         self.kv_bytes = slots * sum(shape.bytes_per_slot for shape in shapes)
         _require_free_memory(self.kv_bytes, self.context_length, self.device)
         self._memory = SlotMemory(shapes, slots)
+        self.prefixes = PrefixCache(prefix_cache_bytes)
+        self._resident: dict[int, BlockKey] = {}  # by number: the prefill blocks that the slots hold
 
     def use_its_threads(self) -> None:
         """Let torch use this runner's number of threads: with another, rows may round differently."""
         if self.device.type == "cpu" and torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
 
-    def prefill(self, prompt_ids: Sequence[int], before_block: Callable[[], None] = lambda: None) -> int:
+    def recall(self, prompt_ids: Sequence[int]) -> int:
+        """Let the slots hold the whole blocks that earlier prompts began with, too; return how many ids that are.
+
+        The last block of a prompt never is among them: it is computed for the id that follows.
+        """
+        known = 0
+        for number, key in enumerate(block_keys(prompt_ids[:-1])):
+            if not self._recall_block(number, key):
+                break
+            known += PREFILL_BLOCK
+        return known
+
+    def prefill(
+        self,
+        prompt_ids: Sequence[int],
+        before_block: Callable[[], None] = lambda: None,
+        *,
+        known: int = 0,
+        rules: Rules | None = None,
+    ) -> int:
         """Compute the prompt block by block; return the id that follows it.
 
-        `before_block` is called before each block and may raise to stop.
+        Args:
+            prompt_ids: the prompt.
+            before_block: called before each block; it may raise to stop.
+            known: ids that `recall` has found.
+            rules: change the logits.
         """
         self.require_room(len(prompt_ids))
-        logits = None
-        for start in range(0, len(prompt_ids), PREFILL_BLOCK):
+        if not prompt_ids:
+            raise ValueError("the prompt must have at least one id, got none")
+        keys = block_keys(prompt_ids)
+        for start in range(known, len(prompt_ids), PREFILL_BLOCK):
             before_block()
             logits = self.prefill_block(start, prompt_ids[start : start + PREFILL_BLOCK])
-        if logits is None:
-            raise ValueError("the prompt must have at least one id, got none")
+            number = start // PREFILL_BLOCK
+            if number < len(keys):
+                self._remember_block(number, keys[number])
         if not logits.max().isfinite():
             self._refuse_overflow()
+        if rules:
+            logits = rules.apply(logits[None], prompt_ids)[0]
         return int(logits.argmax())
+
+    def _recall_block(self, number: int, key: BlockKey) -> bool:
+        """Let the slots hold a block that was computed before; return whether there is one."""
+        if self._resident.get(number) == key:
+            return True
+        block = self.prefixes.get(key)
+        if block is None:
+            return False
+        self._memory.write_block(number * PREFILL_BLOCK, block)
+        self._resident[number] = key
+        return True
+
+    def _remember_block(self, number: int, key: BlockKey) -> None:
+        self._resident[number] = key
+        if self.prefixes.has_room_for(self._memory.block_bytes):
+            self.prefixes.put(key, self._memory.read_block(number * PREFILL_BLOCK))
+
+    def _forget_resident_from(self, position: int) -> None:
+        for number in [number for number in self._resident if number >= position // PREFILL_BLOCK]:
+            del self._resident[number]
 
     def require_room(self, prompt_tokens: int) -> None:
         """Raise ContextLengthError unless the prompt leaves room for one more token."""
@@ -95,19 +149,34 @@ class ModelRunner:
         """Return how many drafted ids a step at `position` may hold without leaving its view."""
         return min(self.width, view_at(position) - position, self.context_length - position) - 1
 
-    def verify(self, position: int, ids: Sequence[int]) -> list[int]:
-        """Read `ids` at `position` and after; return the id that follows each of them."""
+    def verify(
+        self, position: int, ids: Sequence[int], *, rules: Rules | None = None, before: Sequence[int] = ()
+    ) -> list[int]:
+        """Read `ids` at `position` and after; return the id that follows each of them.
+
+        `rules` change the logits; they look at `before`, the ids at the positions below, too.
+        """
         logits = self.verify_logits(position, ids)
-        best = logits.argmax(dim=-1, keepdim=True)  # (width, 1); the row's NaN where it has one
+        if rules:
+            return self._verify_by_rules(logits[: len(ids)], rules, [*before, *ids])
+        # (width, 1); the row's NaN where it has one; in fp32, where the CPU is four times as quick as in bf16
+        best = logits.float().argmax(dim=-1, keepdim=True)
         finite = logits.gather(1, best).isfinite()
         predicted, usable = torch.cat([best, finite], dim=1).T.tolist()  # the step's one transfer to the host
         if not all(usable[: len(ids)]):
             self._refuse_overflow()
         return [int(token_id) for token_id in predicted[: len(ids)]]
 
+    def _verify_by_rules(self, logits: torch.Tensor, rules: Rules, ids: Sequence[int]) -> list[int]:
+        if not bool(logits.amax(dim=-1).isfinite().all()):
+            self._refuse_overflow()
+        predicted: list[int] = rules.apply(logits, ids).argmax(dim=-1).tolist()
+        return predicted
+
     def prefill_block(self, start: int, ids: Sequence[int]) -> torch.Tensor:
         """Compute one aligned block; return the logits (vocab,) after its last id."""
-        logits = self._forward(start, ids, PREFILL_BLOCK, logits_row=len(ids) - 1)  # (1, vocab)
+        view = start + PREFILL_BLOCK
+        logits = self._forward(start, ids, PREFILL_BLOCK, view, logits_row=len(ids) - 1)  # (1, vocab)
         return logits[0]
 
     def verify_logits(
@@ -119,14 +188,17 @@ class ModelRunner:
         """
         padded = [*ids, *(padding or ())][: self.width]
         with attention.implementations(self._config, **self._row_independent_experts()):
-            return self._forward(position, padded, self.width, logits_row=None)
+            return self._forward(position, padded, self.width, view_at(position), logits_row=None)
 
     def zero_memory(self) -> None:
         """Forget everything computed so far."""
+        self._resident.clear()
+        self.prefixes.clear()
         self._memory.zero()
 
     def scramble_memory(self, generator: torch.Generator) -> None:
         """Fill the slots with random values, so that a probe need not prefill."""
+        self._resident.clear()
         self._memory.scramble(generator)
 
     @torch.inference_mode()
@@ -138,8 +210,11 @@ class ModelRunner:
         return logits[0]
 
     @torch.inference_mode()
-    def _forward(self, position: int, ids: Sequence[int], rows: int, logits_row: int | None) -> torch.Tensor:
-        self._memory.place(position)
+    def _forward(
+        self, position: int, ids: Sequence[int], rows: int, view: int, logits_row: int | None
+    ) -> torch.Tensor:
+        self._forget_resident_from(position)
+        self._memory.place(position, view)
         padded = [*ids, *[_PADDING_ID] * (rows - len(ids))]
         last = self.context_length - 1  # padding rows may reach beyond what the model has positions for
         positions = [min(position + row, last) for row in range(rows)]

@@ -226,6 +226,6 @@ def unit_vectors(vectors: Sequence[Sequence[float]]) -> Vectors:
 def _model_of(embeddings: Any) -> str:
     for attribute in ("model", "model_name", "model_id"):
         value = getattr(embeddings, attribute, None)
-        if isinstance(value, str) and value:
+        if isinstance(value, str) and value not in ("", "unknown"):  # the latter is LlamaIndex's default
             return value
     return type(embeddings).__name__

@@ -2,7 +2,8 @@
 
 `{"source": "a.pdf"}` asks for equality, `{"page": {"$gte": 3, "$lt": 9}}` for a range; several keys must all
 hold. Operators: $eq $ne $gt $gte $lt $lte $in $nin $contains $icontains $exists, and between filters $and $or $not.
-A value that is missing satisfies only $ne, $nin and `{"$exists": False}`. Keys are those of `Hit.metadata`, and `id`.
+A value that is missing satisfies only $ne, $nin and `{"$exists": False}`. Keys are those of `Hit.metadata`, and `id`, the
+passage's own; `metadata.id` is a key `id` in the metadata.
 """
 
 from __future__ import annotations
@@ -82,6 +83,8 @@ def _value(key: str) -> Compiled:
     if key == "id":
         return "id", []
     in_metadata = "(SELECT value FROM json_each(metadata) WHERE key = ?)"
+    if key == "metadata.id":
+        return in_metadata, ["id"]
     return (f"coalesce({_COLUMNS[key]}, {in_metadata})" if key in _COLUMNS else in_metadata), [key]
 
 
@@ -120,13 +123,15 @@ def _contains(key: str, wanted: Any) -> Compiled:
     if key == "id" or key in _COLUMNS:
         value, parameters = _value(key)
         return f"coalesce(instr({value}, ?) > 0, 0)", [*parameters, wanted]
-    if key == "headings":
-        return "EXISTS (SELECT 1 FROM json_each(headings) WHERE value = ?)", [wanted]
+    key = key.removeprefix("metadata.") if key == "metadata.id" else key
     condition = (
         "EXISTS (SELECT 1 FROM json_each(metadata) AS entry WHERE entry.key = ? AND CASE entry.type "
         "WHEN 'array' THEN EXISTS (SELECT 1 FROM json_each(entry.value) AS element WHERE element.value = ?) "
         "WHEN 'text' THEN instr(entry.value, ?) > 0 ELSE 0 END)"
     )
+    if key == "headings":
+        condition = f"({condition} OR EXISTS (SELECT 1 FROM json_each(headings) WHERE value = ?))"
+        return condition, [key, wanted, wanted, wanted]
     return condition, [key, wanted, wanted]
 
 

@@ -525,7 +525,7 @@ class DocumentStore:
     def _nearest(self, vector: Vectors, k: int, where: Filter | None) -> dict[int, float]:
         if self._index is None or not len(self._index):
             return {}
-        among = None if where is None else np.array(self._database.numbers_where(where), np.int64)
+        among = None if not where else np.array(self._database.numbers_where(where), np.int64)
         if among is not None and not len(among):
             return {}
         return dict(zip(*self._index.search(vector, k, among), strict=True))
