@@ -30,7 +30,7 @@ index_documents(store, str(demo / "documents"))
 retriever = DocumentRetriever(store=store, k=2)
 memory = AnswerMemory(embedder)
 
-llm = ChatLLMA(model="smollm2-135m", max_tokens=64)
+llm = ChatLLMA(model="smollm2-135m", max_tokens=64).bind(reuse_prefix=False)
 prompt = ChatPromptTemplate.from_messages(
     [
         ("system", "You answer questions by quoting the given text."),

@@ -20,22 +20,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from llma_rag.decoding import DraftConfig, Drafter, NoDrafter, ReferenceDrafter, Step, greedy_decode
 from llma_rag.errors import ModelError, RequestCancelledError, RequestTimeoutError
 from llma_rag.generation import Generation, Timings
-from llma_rag.models import (
-    ModelRunner,
-    RuleOptions,
-    Rules,
-    Verdict,
-    cached_probe,
-    load_model,
-    require_agreement,
-)
+from llma_rag.models import ModelRunner, RuleOptions, Rules, exact_runner, load_model
 from llma_rag.provenance import Reference, ReferenceText, as_references, copied_spans
 from llma_rag.streams import AsyncTextStream, Event, TextStream
 from llma_rag.text import Detokenizer, Message, StopStrings, prompt_ids, reference_ids
 from llma_rag.workers import worker_for
 
 DEFAULT_MAX_TOKENS = 512
-_WIDTHS = {"cpu": (8, 16, 4), "cuda": (16, 8, 32)}  # tried in this order, first one that is exact
+DEFAULT_PREFIX_CACHE_MB = 256
 
 
 class RequestOptions(TypedDict, total=False):
@@ -79,8 +71,10 @@ class Engine:
             modules are not changed.
         tokenizer: its tokenizer.
         name: how results call the model.
-        width: positions per verify step; None takes the first of a few that is exact here.
+        width: positions per verify step; None measures a few and takes the best one that is exact here.
         max_context: most positions, prompt and answer together; the KV memory is allocated for them.
+        prefix_cache_mb: MiB for the beginnings of earlier prompts, which need not be computed again; 0 keeps the
+            last prompt only.
         draft_config: when to copy and how much.
 
     Raises:
@@ -96,8 +90,11 @@ class Engine:
         name: str | None = None,
         width: int | None = None,
         max_context: int | None = None,
+        prefix_cache_mb: int = DEFAULT_PREFIX_CACHE_MB,
         draft_config: DraftConfig | None = None,
     ) -> None:
+        if prefix_cache_mb < 0:
+            raise ValueError(f"prefix_cache_mb must be 0 or more, got {prefix_cache_mb}")
         self.name = name or model.config.name_or_path or type(model).__name__
         self.model = model
         self.tokenizer = tokenizer
@@ -105,8 +102,8 @@ class Engine:
         self._draft_config = draft_config or DraftConfig()
         self._process = os.getpid()
         self._worker = worker_for(model, model.device.type)
-        self.runner, self.verdict = self._worker.submit(
-            _exact_runner, model, width, max_context, torch.get_num_threads()
+        self.runner, self.verdict, self.calibration = self._worker.submit(
+            exact_runner, model, width, max_context, torch.get_num_threads(), prefix_cache_mb * 2**20
         ).result()
 
     @classmethod
@@ -118,6 +115,7 @@ class Engine:
         dtype: str = "auto",
         width: int | None = None,
         max_context: int | None = None,
+        prefix_cache_mb: int = DEFAULT_PREFIX_CACHE_MB,
         draft_config: DraftConfig | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
         progress: Callable[[str], None] = lambda _: None,
@@ -130,6 +128,7 @@ class Engine:
             dtype: `auto` (bfloat16 where the device computes in it, else float32) or a dtype's name.
             width: see the class.
             max_context: see the class.
+            prefix_cache_mb: see the class.
             draft_config: see the class.
             model_kwargs: handed to `from_pretrained`, for example `quantization_config` or `device_map`.
             progress: told what is going on when it takes long.
@@ -152,6 +151,7 @@ class Engine:
             name=name,
             width=width,
             max_context=max_context,
+            prefix_cache_mb=prefix_cache_mb,
             draft_config=draft_config,
         )
 
@@ -388,28 +388,6 @@ class _Output:
         if text:
             self.text += text
             self._emit(text)
-
-
-def _exact_runner(
-    model: PreTrainedModel, width: int | None, max_context: int | None, threads: int
-) -> tuple[ModelRunner, Verdict]:
-    """Return a runner at a width that passes the probe; without one, a runner that must not draft."""
-    widths = _WIDTHS.get(model.device.type, _WIDTHS["cpu"]) if width is None else (width,)
-    runner = ModelRunner(model, widths[0], max_context, threads)
-    require_agreement(runner)
-    failed = []
-    for runner.width in widths:
-        verdict = cached_probe(runner)
-        if verdict.exact:
-            return runner, verdict
-        failed.append(verdict)
-    if width is not None:
-        raise ModelError(
-            f"steps of width {width} are not exact here ({failed[0].mismatched} of {failed[0].rows} rows "
-            "differ); use another width, multiples of 8 are the safest, or width=None to choose"
-        )
-    runner.width = widths[0]
-    return runner, failed[0]
 
 
 def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -17,6 +17,7 @@ _OF_ONE_CALL = (
     "prefill_s",
     "decode_s",
     "queued_s",
+    "cached_tokens",
     "copied_spans",
 )
 
@@ -42,6 +43,8 @@ def evidence(answer: Generation, spans: Sequence[CopiedSpan], *, model: str, cal
         "prefill_s": round(timings.prefill_s, 4),
         "decode_s": round(timings.decode_s, 4),
         "queued_s": round(timings.queued_s, 4),
+        "cached_tokens": answer.cached_tokens,
+        "width": answer.verdict.width,
         "exact": answer.verdict.exact,
         "copied_spans": spans_as_data(spans),
     }

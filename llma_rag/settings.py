@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from llma_rag.engine import DEFAULT_MAX_TOKENS, Engine, RequestOptions
+from llma_rag.engine import DEFAULT_MAX_TOKENS, DEFAULT_PREFIX_CACHE_MB, Engine, RequestOptions
 from llma_rag.provenance import Reference
 from llma_rag.sharing import EngineSpec, loaded_engine, shared_engine
 
@@ -61,6 +61,8 @@ class EngineSettings(BaseModel):
     """Positions per verify step; None takes one that is exact here."""
     max_context: int | None = Field(default=None, ge=1)
     """Most positions, prompt and answer together."""
+    prefix_cache_mb: int = Field(default=DEFAULT_PREFIX_CACHE_MB, ge=0)
+    """MiB for the beginnings of earlier prompts, which need not be computed again."""
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
     """Handed to `from_pretrained` of transformers."""
     max_tokens: int | None = Field(default=DEFAULT_MAX_TOKENS, ge=1)
@@ -121,7 +123,13 @@ class EngineSettings(BaseModel):
     @property
     def _spec(self) -> EngineSpec:
         return EngineSpec(
-            self.model, self.device, self.dtype, self.width, self.max_context, dict(self.model_kwargs)
+            model=self.model,
+            device=self.device,
+            dtype=self.dtype,
+            width=self.width,
+            max_context=self.max_context,
+            prefix_cache_mb=self.prefix_cache_mb,
+            model_kwargs=dict(self.model_kwargs),
         )
 
     def _spec_for(self, kwargs: dict[str, Any]) -> EngineSpec:

@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any
 
-from llma_rag.engine import Engine
+from llma_rag.engine import DEFAULT_PREFIX_CACHE_MB, Engine
 
 _engines: dict[str, Engine] = {}
 _loading: dict[str, threading.Lock] = {}
@@ -23,6 +23,7 @@ class EngineSpec:
     dtype: str = "auto"
     width: int | None = None
     max_context: int | None = None
+    prefix_cache_mb: int = DEFAULT_PREFIX_CACHE_MB
     model_kwargs: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -48,6 +49,7 @@ def shared_engine(spec: EngineSpec) -> Engine:
                 dtype=spec.dtype,
                 width=spec.width,
                 max_context=spec.max_context,
+                prefix_cache_mb=spec.prefix_cache_mb,
                 model_kwargs=spec.model_kwargs,
             )
         return _engines[spec.key]

@@ -235,7 +235,9 @@ def test_an_error_in_the_worker_reaches_the_caller(llama, monkeypatch):
 
 
 def test_where_no_width_is_exact_nothing_is_drafted(monkeypatch):
-    monkeypatch.setattr("llma_rag.engine.cached_probe", lambda runner: Verdict(runner.width, False, 10, 3))
+    monkeypatch.setattr(
+        "llma_rag.models.calibration.cached_probe", lambda runner: Verdict(runner.width, False, 10, 3)
+    )
     tokenizer = tiny_tokenizer()
     engine = Engine(tiny_model("llama", vocab_size=len(tokenizer)), tokenizer)
     answer = engine.generate(PROMPT, references=[TEXT], max_tokens=20)
@@ -244,7 +246,9 @@ def test_where_no_width_is_exact_nothing_is_drafted(monkeypatch):
 
 
 def test_a_width_that_is_asked_for_and_not_exact_is_an_error(monkeypatch):
-    monkeypatch.setattr("llma_rag.engine.cached_probe", lambda runner: Verdict(runner.width, False, 10, 3))
+    monkeypatch.setattr(
+        "llma_rag.models.calibration.cached_probe", lambda runner: Verdict(runner.width, False, 10, 3)
+    )
     tokenizer = tiny_tokenizer()
     with pytest.raises(ModelError, match=r"width 9 are not exact here \(3 of 10 rows differ\)"):
         Engine(tiny_model("llama", vocab_size=len(tokenizer)), tokenizer, width=9)

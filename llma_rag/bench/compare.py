@@ -202,7 +202,11 @@ def _modes(
         def measure(sample: Sample, max_tokens: int) -> Measurement:
             docs = sample.docs[:max_docs]
             answer = engine.generate(
-                documents_prompt(sample.query, docs), references=docs, max_tokens=max_tokens, draft=draft
+                documents_prompt(sample.query, docs),
+                references=docs,
+                max_tokens=max_tokens,
+                draft=draft,
+                reuse_prefix=False,
             )
             return Measurement(
                 answer.timings.prefill_s,

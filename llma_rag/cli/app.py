@@ -124,6 +124,16 @@ def compare(
     run_compare(data, model, dtype, width, max_tokens, limit, skip, max_docs, repeats, baselines, json_file)
 
 
+@app.command()
+def doctor(
+    model: Model = DEMO_MODEL, dtype: Dtype = "auto", width: Width = None, json_file: Json = None
+) -> None:
+    """Tell what this machine does with a model: device, width, exactness, step costs, memory; and what to change."""
+    from llma_rag.cli.doctor import run_doctor
+
+    run_doctor(model, dtype, width, json_file)
+
+
 @store_app.command()
 def info(folder: StoreFolder, json_file: Json = None) -> None:
     """Check a store and print what it holds."""

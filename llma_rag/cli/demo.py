@@ -89,7 +89,7 @@ def _answer(engine: Engine, store: DocumentStore, question: str, expected: str, 
     hits = store.search(question, _PASSAGES)
     prompt = quoting_prompt(question, [hit.text for hit in hits])
     drafted, plain = (
-        engine.generate(prompt, references=hits, max_tokens=max_tokens, draft=draft)
+        engine.generate(prompt, references=hits, max_tokens=max_tokens, draft=draft, reuse_prefix=False)
         for draft in (True, False)
     )
     return _Answered(question, expected, hits, drafted, plain)

@@ -15,7 +15,7 @@ from langchain_core.messages import (
     SystemMessage,
     ToolMessage,
 )
-from langchain_core.messages.ai import UsageMetadata
+from langchain_core.messages.ai import InputTokenDetails, UsageMetadata
 from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.utils.json import parse_partial_json
 
@@ -127,4 +127,5 @@ def usage(answer: Generation) -> UsageMetadata:
         input_tokens=answer.prompt_tokens,
         output_tokens=answer.completion_tokens,
         total_tokens=answer.prompt_tokens + answer.completion_tokens,
+        input_token_details=InputTokenDetails(cache_read=answer.cached_tokens),
     )

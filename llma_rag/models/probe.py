@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import torch
 import transformers
@@ -23,7 +24,7 @@ from llma_rag.files import cache_path, write_atomically
 from llma_rag.models.memory import view_at
 from llma_rag.models.runner import ModelRunner
 
-_FORMAT = 2  # raise it when the probe or the passes change
+_FORMAT = 3  # raise it when the probe or the passes change
 _MIN_AGREEMENT = 0.97  # cosine of our logits with the model's own forward
 
 
@@ -65,7 +66,7 @@ def probe(runner: ModelRunner, *, seed: int = 0) -> Verdict:
 
 def cached_probe(runner: ModelRunner) -> Verdict:
     """Return the verdict for this model geometry, device, dtype, width, threads and versions."""
-    path = cache_path("probes") / f"{_fingerprint(runner)}.json"
+    path = cache_path("probes") / f"{fingerprint(runner, width=runner.width)}.json"
     verdict = _read_verdict(path)
     if verdict is None:
         verdict = probe(runner)
@@ -134,7 +135,8 @@ def _logits_by_chunks(
     return torch.cat(logits)
 
 
-def _fingerprint(runner: ModelRunner) -> str:
+def fingerprint(runner: ModelRunner, **more: Any) -> str:
+    """Return a name for what bits and seconds depend on: geometry, device, dtype, threads, versions, and `more`."""
     config = runner.model.config.to_dict()
     for name in ("_name_or_path", "transformers_version", "architectures"):
         config.pop(name, None)
@@ -143,7 +145,7 @@ def _fingerprint(runner: ModelRunner) -> str:
         "config": config,
         "class": type(runner.model).__name__,
         "linears": sorted({type(module).__name__ for module in runner.model.modules()}),
-        "width": runner.width,
+        **more,
         "context": runner.context_length,
         "dtype": str(runner.dtype),
         "device": device_name(runner.device),

@@ -62,6 +62,7 @@ class ModelRunner:
         self.context_length = _checked_context(context_limit(self._config), max_context, width)
         shapes = self._layer_shapes()
         slots = view_at(self.context_length - 1) + _MAX_WIDTH  # padding rows write beyond the last view
+        self.slots = slots
         self.kv_bytes = slots * sum(shape.bytes_per_slot for shape in shapes)
         _require_free_memory(self.kv_bytes, self.context_length, self.device)
         self._memory = SlotMemory(shapes, slots)
