@@ -189,6 +189,22 @@ def write_samples(path, count=2):
     return path
 
 
+def test_doctor_tells_what_a_machine_does_with_a_model(capsys, tmp_path, tiny_folder):
+    found = tmp_path / "doctor.json"
+    code, out, _ = run(capsys, "doctor", "--model", tiny_folder, "--dtype", "float32", "--json", found)
+    assert code == 0
+    for text in ("width", "exact (", "KV per 1,000 tokens", "step by width", "packed, 0 plain"):
+        assert text in out
+    data = json.loads(found.read_text())
+    assert data["exact"]
+    assert set(data["step_s"]) == {"4", "8", "16"}
+    assert str(data["width"]) in data["step_s"]
+    assert data["kv_bytes"] > data["kv_bytes_per_1000_tokens"] > 0
+    code, out, _ = run(capsys, "doctor", "--model", tiny_folder, "--dtype", "float32", "--width", "4")
+    assert "The width was given" in out
+    assert "4: " in out
+
+
 def test_compare_measures_every_mode(capsys, tmp_path, tiny_folder):
     data, output = write_samples(tmp_path / "data.jsonl", 3), tmp_path / "out.json"
     code, out, _ = run(

@@ -56,6 +56,23 @@ def test_model_kwargs_reach_from_pretrained(tiny_folder, monkeypatch):
     assert seen["trust_remote_code"] is False
 
 
+def test_quantised_weights_are_exact_or_refused(tiny_folder):
+    from torchao.quantization import Int8WeightOnlyConfig
+    from transformers import TorchAoConfig
+
+    config = TorchAoConfig(Int8WeightOnlyConfig(version=2))
+    engine = Engine.load(str(tiny_folder), model_kwargs={"quantization_config": config})
+    quantised = [
+        one for one in engine.model.modules() if "torchao" in type(getattr(one, "weight", None)).__module__
+    ]
+    assert quantised
+    assert engine.verdict.exact
+    plain = engine.generate(PROMPT, max_tokens=40, draft=False)
+    drafted = engine.generate(PROMPT, references=[plain.text], max_tokens=40)
+    assert drafted.token_ids == plain.token_ids
+    assert drafted.forward_passes < plain.forward_passes
+
+
 def test_options_of_the_hub_reach_the_tokenizer_too(tiny_folder, tmp_path):
     (tmp_path / "inner").symlink_to(tiny_folder)
     assert load_model(str(tmp_path), model_kwargs={"subfolder": "inner"}).tokenizer.chat_template

@@ -125,6 +125,22 @@ def compare(
 
 
 @app.command()
+def replay(
+    data: Annotated[
+        Path, typer.Option(help="JSON lines with `docs` and `result.text`, or the output of compare --json.")
+    ],
+    tokenizer: Annotated[str, typer.Option(help="The model whose tokenizer to use.")] = DEMO_MODEL,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most samples.")] = None,
+    skip: Annotated[int, typer.Option(min=0, help="Samples to leave out at the beginning.")] = 0,
+    json_file: Json = None,
+) -> None:
+    """Measure drafting alone: known answers are forced, no model runs; ours beside other policies."""
+    from llma_rag.cli.replay import run_replay
+
+    run_replay(data, tokenizer, skip, limit, json_file)
+
+
+@app.command()
 def doctor(
     model: Model = DEMO_MODEL, dtype: Dtype = "auto", width: Width = None, json_file: Json = None
 ) -> None:

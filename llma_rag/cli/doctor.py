@@ -22,7 +22,7 @@ def run_doctor(model: str, dtype: str, width: int | None, json_file: Path | None
         engine = load_engine(model, dtype, width)
         findings = examine(engine)
         output.update(findings)
-        facts = table("", "")
+        facts = table("what", "here")
         for name, value in _described(findings):
             facts.add_row(name, value)
         console.print(facts)
@@ -50,6 +50,7 @@ def examine(engine: Engine) -> dict[str, Any]:
         "rows_compared": verdict.rows,
         "rows_different": verdict.mismatched,
         "step_s": calibration.step_s,
+        "recording": runner.recording,
         "packed_linears": packed,
         "plain_linears": plain,
         "context": runner.context_length,
@@ -92,6 +93,7 @@ def _described(findings: dict[str, Any]) -> list[tuple[str, str]]:
         ("probe", f"{verdict} ({equal} of {findings['rows_compared']} rows bit-equal)"),
         ("step by width", step),
         ("linear layers", f"{findings['packed_linears']} packed, {findings['plain_linears']} plain"),
+        ("CUDA graphs", findings["recording"]),
         ("context", f"{findings['context']} tokens"),
         ("KV per 1,000 tokens", f"{findings['kv_bytes_per_1000_tokens'] / 2**20:.1f} MiB"),
         ("KV memory", f"{findings['kv_bytes'] / 2**20:.0f} MiB"),

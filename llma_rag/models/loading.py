@@ -72,6 +72,20 @@ def load_model(
     return on_cpu_worker(_load, name, source, chosen_device, options, prepare_for_cpu)
 
 
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a model, and nothing else of it.
+
+    Raises:
+        ModelError: it cannot be found, fetched or loaded.
+    """
+    source = _source(name, lambda _: None)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # the readers of damaged files raise whatever they stumble over
+        raise ModelError(f"the tokenizer of {name!r} cannot be loaded: {first_line(error)}") from error
+    return tokenizer
+
+
 def _load(
     name: str, source: str, device: torch.device, options: dict[str, Any], prepare_for_cpu: bool
 ) -> LoadedModel:

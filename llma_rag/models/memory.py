@@ -71,18 +71,23 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write (1, heads, rows, dim) at the window's start; return views of (1, heads, view, dim)."""
-        start, view = self._window.start, self._window.view
-        self.keys[:, :, start : start + key_states.shape[-2]] = key_states
-        self.values[:, :, start : start + value_states.shape[-2]] = value_states
+        view, slots = self._window.view, self._window.slots
+        if slots is not None:
+            self.keys.index_copy_(2, slots, key_states)
+            self.values.index_copy_(2, slots, value_states)
+        else:
+            start = self._window.start
+            self.keys[:, :, start : start + key_states.shape[-2]] = key_states
+            self.values[:, :, start : start + value_states.shape[-2]] = value_states
         return self.keys[:, :, :view], self.values[:, :, :view]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return extent and offset of the slots that a mask covers."""
         return self._window.view, 0
 
-    def get_seq_length(self) -> int:
-        """Return the position of the first row."""
-        return self._window.start
+    def get_seq_length(self) -> int | torch.Tensor:
+        """Return the slot of the first row."""
+        return self._window.start if self._window.slots is None else self._window.slots[0]
 
     def get_max_length(self) -> int:
         """Return the number of slots."""
@@ -91,10 +96,14 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
 
 @dataclass(slots=True)
 class SlotWindow:
-    """Where the next pass writes and how far it sees; shared by all layers."""
+    """Where the next pass writes and how far it sees; shared by all layers.
+
+    A recorded pass reads where to write from the tensor `slots`, (rows,), instead of `start`.
+    """
 
     start: int = 0
     view: int = _FINE_VIEW
+    slots: torch.Tensor | None = None
 
 
 class SlotMemory(Cache):  # type: ignore[misc]
@@ -108,6 +117,12 @@ class SlotMemory(Cache):  # type: ignore[misc]
     def place(self, position: int, view: int) -> None:
         """Let the next pass write at `position` and see the first `view` slots."""
         self.window.start = position
+        self.window.view = view
+        self.window.slots = None
+
+    def place_at(self, slots: torch.Tensor, view: int) -> None:
+        """Let the next pass write at `slots` (rows,), on the device, and see the first `view` slots."""
+        self.window.slots = slots
         self.window.view = view
 
     @property

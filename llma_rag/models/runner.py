@@ -1,8 +1,9 @@
 """A causal language model run in exactly two shapes: aligned prefill blocks and verify steps.
 
-A prefill block is always `PREFILL_BLOCK` positions, a verify step always `width`, padded where there is
-less to do. What a position computes therefore does not depend on how many drafted ids stand beside it,
-and decoding with drafts is bit-identical to decoding without.
+A prefill block is `PREFILL_BLOCK` positions, but for the last one of a prompt, whose length the prompt alone
+decides; a verify step is always `width` positions, padded where there is less to do. What a position computes
+therefore does not depend on how many drafted ids stand beside it, and decoding with drafts is bit-identical to
+decoding without.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 
 from llma_rag.errors import ContextLengthError, ModelError
 from llma_rag.models import attention
+from llma_rag.models.graphs import Record, StaticSteps, cuda_graphs
 from llma_rag.models.memory import PREFILL_BLOCK, LayerShape, SlotMemory, view_at
 from llma_rag.models.prefixes import BlockKey, PrefixCache, block_keys
 from llma_rag.models.rules import Rules
@@ -22,6 +24,7 @@ from llma_rag.models.support import context_limit, require_supported, sliding_la
 
 DEFAULT_MAX_CONTEXT = 8192  # positions; more is a choice, because the KV memory is allocated at load
 _MAX_WIDTH = 64
+_TAIL_STEP = 16  # rows by which the last block of a prompt is shorter, where its ids leave room
 _PADDING_ID = 0
 
 
@@ -34,6 +37,7 @@ class ModelRunner:
         max_context: most positions; None takes the model's limit, at most `DEFAULT_MAX_CONTEXT`.
         threads: CPU threads per operation, a part of the shape; None takes torch's current number.
         prefix_cache_bytes: for prefill blocks that later prompts may begin with.
+        record: records verify steps; None makes CUDA graphs of them where the model is on one GPU.
 
     Raises:
         UnsupportedModelError: the architecture cannot be decoded exactly.
@@ -47,6 +51,7 @@ class ModelRunner:
         max_context: int | None = None,
         threads: int | None = None,
         prefix_cache_bytes: int = 0,
+        record: Record | None = None,
     ) -> None:
         require_supported(model)
         self.model = model.eval()
@@ -68,6 +73,9 @@ class ModelRunner:
         self._memory = SlotMemory(shapes, slots)
         self.prefixes = PrefixCache(prefix_cache_bytes)
         self._resident: dict[int, BlockKey] = {}  # by number: the prefill blocks that the slots hold
+        record = record or (cuda_graphs() if _is_on_one_gpu(model) else None)
+        self._static_steps = StaticSteps(self._static_step, self.device, record) if record else None
+        self.recording = "steps are recorded" if record else "none"
 
     def use_its_threads(self) -> None:
         """Let torch use this runner's number of threads: with another, rows may round differently."""
@@ -175,9 +183,10 @@ class ModelRunner:
         return predicted
 
     def prefill_block(self, start: int, ids: Sequence[int]) -> torch.Tensor:
-        """Compute one aligned block; return the logits (vocab,) after its last id."""
+        """Compute one aligned block, or the beginning of the last one; return the logits (vocab,) after its last id."""
+        rows = -(-len(ids) // _TAIL_STEP) * _TAIL_STEP
         view = start + PREFILL_BLOCK
-        logits = self._forward(start, ids, PREFILL_BLOCK, view, logits_row=len(ids) - 1)  # (1, vocab)
+        logits = self._forward(start, ids, rows, view, logits_row=len(ids) - 1)  # (1, vocab)
         return logits[0]
 
     def verify_logits(
@@ -215,12 +224,25 @@ class ModelRunner:
         self, position: int, ids: Sequence[int], rows: int, view: int, logits_row: int | None
     ) -> torch.Tensor:
         self._forget_resident_from(position)
-        self._memory.place(position, view)
         padded = [*ids, *[_PADDING_ID] * (rows - len(ids))]
         last = self.context_length - 1  # padding rows may reach beyond what the model has positions for
         positions = [min(position + row, last) for row in range(rows)]
+        if self._static_steps is not None and logits_row is None:
+            try:
+                return self._static_steps(padded, positions, range(position, position + rows), view)
+            except RuntimeError as error:  # some models cannot be recorded; they run kernel by kernel
+                self._static_steps, self.recording = None, f"failed: {error}"
+        self._memory.place(position, view)
         inputs = torch.tensor([padded, positions], device=self.device)  # (2, rows)
         keep = 0 if logits_row is None else torch.tensor([logits_row], device=self.device)
+        return self._logits(inputs, keep)
+
+    def _static_step(self, inputs: torch.Tensor, view: int) -> torch.Tensor:
+        """Return the logits (rows, vocab) for ids, positions and slots, (3, rows), on the device."""
+        self._memory.place_at(inputs[2], view)
+        return self._logits(inputs[:2], 0)
+
+    def _logits(self, inputs: torch.Tensor, keep: int | torch.Tensor) -> torch.Tensor:
         with attention.implementations(self._config, attn=attention.NAME):
             output = self.model(
                 input_ids=inputs[:1],
@@ -260,6 +282,11 @@ class ModelRunner:
             )
             for layer, is_sliding in zip(cache.layers, sliding_layers(self._config), strict=True)
         ]
+
+
+def _is_on_one_gpu(model: PreTrainedModel) -> bool:
+    devices = {parameter.device for parameter in model.parameters()}
+    return len(devices) == 1 and next(iter(devices)).type == "cuda"
 
 
 def _checked_width(width: int) -> int:

@@ -1,0 +1,43 @@
+"""`llma-rag replay`: drafting policies on known answers, without a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llma_rag.bench.replay import WIDTHS, Tally, read_forced, replay
+from llma_rag.cli.printing import console, json_output, status_console, table
+from llma_rag.models.loading import load_tokenizer
+from llma_rag.text import reference_ids
+
+
+def run_replay(data: Path, tokenizer: str, skip: int, limit: int | None, json_file: Path | None) -> None:
+    """Force the answers, print a table of tokens per pass."""
+    with json_output(json_file) as output:
+        with status_console.status("Reading") as status:
+            encoder = load_tokenizer(tokenizer)
+            samples = read_forced(data, lambda text: reference_ids(encoder, text))
+            samples = samples[skip:][:limit]
+            tallies = replay(samples, progress=status.update)
+        figures = {
+            name: {str(width): tally.to_json() for width, tally in by_width.items()}
+            for name, by_width in tallies.items()
+        }
+        output.update({"data": data.name, "samples": len(samples), "policies": figures})
+        _print(tallies, len(samples))
+
+
+def _print(tallies: dict[str, dict[int, Tally]], samples: int) -> None:
+    columns = [f"{what}, {width}" for width in WIDTHS for what in ("tokens per pass", "drafted")]
+    figures = table("policy", *columns, "µs per proposal")
+    for name, by_width in tallies.items():
+        of_width = {width: tally.to_json() for width, tally in by_width.items()}
+        cells = [
+            f"{of_width[width][what]:.2f}"
+            for width in WIDTHS
+            for what in ("tokens_per_pass", "drafted_per_pass")
+        ]
+        figures.add_row(name, *cells, f"{of_width[WIDTHS[-1]]['us_per_proposal']:.1f}")
+    console.print(figures)
+    console.print(
+        f"{samples} samples; widths {', '.join(map(str, WIDTHS))}, drafts of at most the width less one"
+    )

@@ -1,0 +1,71 @@
+"""Verify steps over fixed tensors: recorded once per width and view, as a CUDA graph, then replayed with new ids.
+
+A replay launches a whole step at once, where launching its thousands of kernels one by one takes longer than
+running them. Everything but the recording is plain torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+Run = Callable[[], torch.Tensor]
+Record = Callable[[Run], Run]  # from what computes a pass to what computes it again from the same tensors
+
+_WARM_UPS = 2  # runs before a recording, in which kernels are chosen and workspaces allocated
+
+
+class StaticSteps:
+    """Steps by width and view, each with its own input tensor.
+
+    Args:
+        compute: from inputs (3, rows) of ids, positions and slots, and a view, to logits (rows, vocab).
+        device: where the inputs are.
+        record: records a pass.
+    """
+
+    def __init__(
+        self, compute: Callable[[torch.Tensor, int], torch.Tensor], device: torch.device, record: Record
+    ) -> None:
+        self._compute = compute
+        self._device = device
+        self._record = record
+        self._steps: dict[tuple[int, int], tuple[torch.Tensor, Run]] = {}
+
+    def __call__(
+        self, ids: Sequence[int], positions: Sequence[int], slots: Sequence[int], view: int
+    ) -> torch.Tensor:
+        """Return the logits (rows, vocab) of a step."""
+        given = torch.tensor([ids, positions, slots])
+        key = (len(ids), view)
+        if key not in self._steps:
+            inputs = given.to(self._device)
+            self._steps[key] = inputs, self._record(lambda: self._compute(inputs, view))
+        inputs, run = self._steps[key]
+        inputs.copy_(given)
+        return run().clone()  # the next replay writes where this one has written
+
+
+def cuda_graphs() -> Record:
+    """Return what records passes as CUDA graphs that share their memory."""
+    pool = torch.cuda.graph_pool_handle()
+
+    def record(run: Run) -> Run:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UPS):
+                run()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):
+            result = run()
+
+        def replay() -> torch.Tensor:
+            graph.replay()
+            return result
+
+        return replay
+
+    return record
