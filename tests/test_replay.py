@@ -103,7 +103,7 @@ def test_both_kinds_of_files_are_read(tmp_path):
     saved = tmp_path / "saved.json"
     sample = {"id": "3", "prompt_token_ids": [1, 2], "modes": {"references": {"token_ids": [3]}}}
     saved.write_text(json.dumps({"samples": [sample]}))
-    assert read_forced(saved, encode) == [Forced("3", [], [1, 2], [3])]
+    assert read_forced(saved, encode) == [Forced("3", [[1, 2]], [], [3])]
     for content in ('{"query": 1}', "no json", '{"samples": [{}]}', "[]"):
         lines.write_text(content)
         with pytest.raises(DataError, match=r"must hold lines with `docs` and `result.text`"):

@@ -25,7 +25,7 @@ class Forced:
     Attributes:
         id: the sample's.
         references: ids of the references.
-        prompt: ids of the prompt; empty where the prompt is not known.
+        prompt: ids of the prompt, where it is not among the references.
         answer: ids of the answer.
     """
 
@@ -143,4 +143,4 @@ def _of_lines(text: str, encode: Encode) -> Iterator[Forced]:
 def _of_comparison(whole: dict[str, Any]) -> Iterator[Forced]:
     for sample in whole["samples"]:
         ids = sample["modes"]["references"]["token_ids"]
-        yield Forced(str(sample["id"]), [], list(sample["prompt_token_ids"]), list(ids))
+        yield Forced(str(sample["id"]), [list(sample["prompt_token_ids"])], [], list(ids))

@@ -27,8 +27,7 @@ def run_replay(data: Path, tokenizer: str, skip: int, limit: int | None, json_fi
 
 
 def _print(tallies: dict[str, dict[int, Tally]], samples: int) -> None:
-    columns = [f"{what}, {width}" for width in WIDTHS for what in ("tokens per pass", "drafted")]
-    figures = table("policy", *columns, "µs per proposal")
+    figures = table("policy", *(f"{what}{width}" for width in WIDTHS for what in ("t/", "d/")), "µs")
     for name, by_width in tallies.items():
         of_width = {width: tally.to_json() for width, tally in by_width.items()}
         cells = [
@@ -39,5 +38,6 @@ def _print(tallies: dict[str, dict[int, Tally]], samples: int) -> None:
         figures.add_row(name, *cells, f"{of_width[WIDTHS[-1]]['us_per_proposal']:.1f}")
     console.print(figures)
     console.print(
-        f"{samples} samples; widths {', '.join(map(str, WIDTHS))}, drafts of at most the width less one"
+        f"{samples} samples; t/8: tokens per pass at width 8, d/8: drafted ids per pass; µs per proposal at width "
+        f"{WIDTHS[-1]}"
     )
