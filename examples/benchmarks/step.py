@@ -122,12 +122,6 @@ def main() -> None:
     before = process.memory_info().rss
     engine = Engine.load(arguments.model, dtype=arguments.dtype)
     engine.generate("Warming up.", max_tokens=16)
-    weights = sum(parameter.nbytes for parameter in engine.model.parameters())
-    packed = sum(
-        module.weight.numel() * module.compute_dtype.itemsize
-        for module in engine.model.modules()
-        if type(module).__name__ == "PackedLinear"
-    )
     taken = process.memory_info().rss - before
 
     console = Console()
@@ -137,6 +131,7 @@ def main() -> None:
     )
     turns = two_turns(engine, arguments.tokens)
     stock = load_model(arguments.model, dtype=arguments.dtype).model
+    weights = sum(parameter.nbytes for parameter in stock.parameters())
     worker = worker_for(engine.model, engine.runner.device.type)
     steps, prefills = worker.submit(steps_and_prefill, stock, engine.model, arguments.tokens).result()
     free = without_overlap(engine, stock)
@@ -151,8 +146,8 @@ def main() -> None:
     )
     console.print(table)
     console.print(
-        f"memory of the process: {taken / 2**20:.0f} MiB more than before loading; plain weights {weights / 2**20:.0f}, "
-        f"packed weights {packed / 2**20:.0f}, KV memory {engine.runner.kv_bytes / 2**20:.0f} MiB"
+        f"memory of the process: {taken / 2**20:.0f} MiB more than before loading; weights as loaded {weights / 2**20:.0f}, "
+        f"KV memory {engine.runner.kv_bytes / 2**20:.0f} MiB"
     )
 
 
