@@ -45,7 +45,7 @@ class RequestOptions(TypedDict, total=False):
             transformers.
         no_repeat_ngram_size: no run of that many ids comes twice, prompt included.
         min_tokens: ids before the answer may end.
-        bad_words: words that may not be written, at the beginning of a word or inside.
+        bad_words: words that may not be written as the tokenizer writes them, with a space before them or without.
         reuse_prefix: False computes the whole prompt afresh, for measuring.
     """
 
@@ -219,7 +219,7 @@ class Engine:
             answer_prefix=request.answer_prefix,
         )
         self.runner.require_room(len(ids))
-        model.rules = Rules(request.rule_options(self.tokenizer), len(ids), self.eos_ids)
+        model.rules = Rules(request.rule_options(self.tokenizer), len(ids), self.eos_ids, self.runner.device)
         started = time.perf_counter()
         drafter = self._drafter(ids, request)
         index_s = time.perf_counter() - started

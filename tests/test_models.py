@@ -141,6 +141,61 @@ def test_probe_catches_a_width_whose_last_row_is_computed_differently():
     assert 0 < verdict.mismatched < verdict.rows
 
 
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "plain"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_width_that_the_probe_passes_is_exact(dtype, packed):
+    model = tiny_model("llama", dtype)
+    if packed:
+        pack_for_cpu(model)
+    prompt = prompt_of(view_at(0) - 20)  # decoding crosses into the second view
+    exact = []
+    for width in range(2, 33):
+        runner = RecordingRunner(model, width)
+        if not probe(runner).exact:
+            continue
+        exact.append(width)
+        truth = decode(runner.start(), prompt, NoDrafter(), 50)
+        plain = runner.rows
+        for drafter in drafters(truth, prompt[:90]).values():
+            assert decode(runner.start(), prompt, drafter, 50) == truth, width
+            assert all(torch.equal(row, runner.rows[place]) for place, row in plain.items()), width
+    assert {8, 16, 32} <= set(exact)
+
+
+def test_probe_catches_a_width_whose_rows_the_stock_linears_compute_differently():
+    model = tiny_model(
+        "llama", hidden_size=576, intermediate_size=1536, num_attention_heads=9, num_key_value_heads=3
+    )
+    verdicts = {width: probe(ModelRunner(model, width)) for width in (8, 9)}
+    assert verdicts[8].exact
+    if not _depends_on_the_row(torch.nn.Linear(576, 1536), 9):
+        pytest.skip("this machine's kernels compute all of 9 rows alike")
+    assert not verdicts[9].exact
+
+
+def test_steps_that_cannot_be_recorded_run_as_they_are():
+    def record(run):
+        raise RuntimeError("not permitted when stream is capturing")
+
+    model = tiny_model("llama")
+    runner = ModelRunner(model, 8, record=record)
+    assert runner.recording == "failed: not permitted when stream is capturing"
+    assert runner.prefill([1, 2, 3]) == ModelRunner(model, 8).prefill([1, 2, 3])
+    stale = []
+
+    def stuck(run):
+        stale.append(run())
+        return lambda: stale[-1]
+
+    assert ModelRunner(model, 8, record=stuck).recording == "failed: a recorded step differs"
+
+
+@torch.inference_mode()
+def _depends_on_the_row(linear, rows):
+    row = torch.randn(1, linear.in_features, generator=torch.Generator().manual_seed(0))
+    return len(linear(row.repeat(rows, 1)).unique(dim=0)) > 1
+
+
 def test_verdict_is_read_from_the_cache(monkeypatch):
     model = tiny_model("llama", num_hidden_layers=1)
     runner = ModelRunner(model, 8)
@@ -191,6 +246,38 @@ def test_nan_logits_of_padding_rows_never_reach_real_rows(dtype):
     )
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_draft_that_overflows_is_refused_only_where_it_is_accepted(dtype):
+    runner = ModelRunner(tiny_model("llama", dtype), 8)
+    bad = 250
+    with torch.inference_mode():
+        runner.model.model.embed_tokens.weight[bad] = float("nan")
+    prompt = prompt_of(70)
+    prompt = [token_id if token_id != bad else 3 for token_id in prompt]
+    following = runner.prefill(prompt)
+    plain = runner.verify(70, [following])
+    after = runner.verify(71, plain)
+    assert runner.verify(70, [following, bad, bad]) == plain  # a wrong draft, wiped out
+    assert runner.verify(70, [following, *plain, bad]) == plain
+    assert runner.verify(71, plain) == after
+    assert runner.prefill(prompt) == following
+    with pytest.raises(ModelError, match="overflow"):
+        runner.verify(70, [bad])
+
+
+def test_a_block_that_overflows_is_remembered_by_nobody():
+    runner = ModelRunner(tiny_model("llama"), 8, prefix_cache_bytes=2**24)
+    bad = 250
+    with torch.inference_mode():
+        runner.model.model.embed_tokens.weight[bad] = float("nan")
+    poisoned = [bad, *[5] * 299]
+    with pytest.raises(ModelError, match="overflow"):
+        runner.prefill(poisoned)
+    assert runner.recall(poisoned) == 0
+    assert runner.prefixes.bytes == 0
+    assert runner.prefill([5] * 20) is not None
+
+
 def test_decoding_reaches_the_last_position_of_the_context():
     runner = ModelRunner(tiny_model("gpt2", n_positions=300), 8)
     prompt = prompt_of(280)
@@ -224,7 +311,7 @@ def test_bad_shapes_are_errors(settings, message):
 
 def test_kv_memory_that_does_not_fit_is_refused_before_it_is_allocated():
     model = tiny_model("llama", max_position_embeddings=2**40)
-    with pytest.raises(ModelError, match=r"needs \d+ MiB, but \d+ MiB are free"):
+    with pytest.raises(ModelError, match=r"need \d+ MiB, but \d+ MiB are free"):
         ModelRunner(model, 8, max_context=2**36)
 
 
@@ -320,6 +407,22 @@ def test_activations_in_runs_of_rows_are_bit_equal_at_every_row():
     rows = torch.randn(1, 16, 4864)
     whole = runs(rows)
     assert all(torch.equal(whole[:, row], silu(rows[:, row])) for row in range(16))
+
+
+def test_layers_that_read_the_same_rows_share_a_product():
+    model = tiny_model("llama")
+    attention, plain = model.model.layers[0].self_attn, tiny_model("llama").model.layers[0].self_attn
+    names = ("q_proj", "k_proj", "v_proj")
+    pack_for_cpu(model)
+    first, second = torch.randn(1, 8, 64), torch.randn(1, 8, 64)
+    with torch.inference_mode():
+        for rows in (first, second, first):
+            for name in names:
+                expected = getattr(plain, name)(rows)
+                torch.testing.assert_close(getattr(attention, name)(rows), expected, rtol=1e-4, atol=1e-4)
+        attention.q_proj(first)  # and its neighbours are not asked
+        torch.testing.assert_close(attention.k_proj(second), plain.k_proj(second), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(attention.q_proj(first), plain.q_proj(first), rtol=1e-4, atol=1e-4)
 
 
 def test_only_plain_linears_are_packed():

@@ -118,16 +118,38 @@ def test_the_cache_keeps_to_its_budget_and_forgets_the_oldest():
     block = [torch.zeros(256), torch.zeros(256)]  # 2 KiB
     cache = PrefixCache(5000)
     for key in (b"a", b"b"):
+        assert cache.wants(key, 2048)
         cache.put(key, block)
-    assert cache.get(b"a") is block
+    cache.touch([b"a"])
     cache.put(b"c", block)
     assert cache.get(b"b") is None
     assert cache.get(b"a") is cache.get(b"c") is block
-    cache.put(b"c", block)
     assert cache.bytes == 4096
-    assert not cache.has_room_for(5001)
+    assert not cache.wants(b"c", 2048)
+    assert not cache.wants(b"d", 5001)
     cache.clear()
     assert (cache.bytes, cache.get(b"a")) == (0, None)
+
+
+def test_a_prompts_end_is_forgotten_before_its_beginning():
+    block = [torch.zeros(256)]
+    cache = PrefixCache(3 * 1024)
+    for key in (b"1", b"2", b"3"):
+        cache.put(key, block)
+    cache.touch([b"1", b"2", b"3"])
+    cache.put(b"other", block)
+    assert [cache.get(key) is block for key in (b"1", b"2", b"3")] == [True, True, False]
+
+
+def test_two_prompts_that_together_exceed_the_cache_still_reuse():
+    model = tiny_model("llama", torch.float32)
+    runner = ModelRunner(model, 8, 768, prefix_cache_bytes=0)
+    runner.prefixes.budget = 5 * runner._memory.block_bytes
+    one, other = ids_of(520, 1), ids_of(520, 2)
+    first_step(runner, one, reuse=True)
+    for prompt in (other, one, other, one):
+        reused = first_step(runner, prompt, reuse=True)[0]
+    assert reused >= PREFILL_BLOCK
 
 
 @given(st.lists(st.integers(0, 3), max_size=300), st.lists(st.integers(0, 3), max_size=300))

@@ -89,5 +89,12 @@ def test_rules_out_of_range_are_errors(engine, option, message):
         engine.generate(PROMPT, **option)
 
 
+def test_numbers_without_a_point_are_fine_and_an_end_is_no_word(engine):
+    end = engine.tokenizer.decode(sorted(engine.eos_ids)) if engine.eos_ids else "</s>"
+    assert engine.generate(PROMPT, max_tokens=5, repetition_penalty=2, bad_words=[end]).completion_tokens
+    with pytest.raises(ValueError, match="repetition_penalty must be more than 0"):
+        engine.generate(PROMPT, repetition_penalty=float("nan"))
+
+
 def test_the_default_rules_are_none():
     assert RuleOptions() == RuleOptions(bad_words=())

@@ -24,7 +24,7 @@ class Verifier(Protocol):
         """Return how many drafted ids a step at `position` may hold."""
 
     def verify(self, position: int, ids: Sequence[int]) -> list[int]:
-        """Read `ids` at `position` and after; return the id that follows each of them."""
+        """Read `ids` at `position` and after; return the id that follows each, or each of the first few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +106,13 @@ def usable_draft(draft: Sequence[int], room: int, vocab_size: int) -> list[int]:
 
 
 def agreed_length(draft: Sequence[int], predicted: Sequence[int]) -> int:
-    """Return how many drafted ids the model predicted itself.
+    """Return how many drafted ids the model predicted itself, and what follows them.
 
     >>> agreed_length([4, 5, 6], predicted=[4, 5, 9, 7])
     2
     """
     agreed = 0
-    while agreed < len(draft) and draft[agreed] == predicted[agreed]:
+    while agreed < min(len(draft), len(predicted) - 1) and draft[agreed] == predicted[agreed]:
         agreed += 1
     return agreed
 

@@ -6,6 +6,7 @@ running them. Everything but the recording is plain torch.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 
 import torch
@@ -13,6 +14,7 @@ import torch
 Run = Callable[[], torch.Tensor]
 Record = Callable[[Run], Run]  # from what computes a pass to what computes it again from the same tensors
 
+_recording = threading.Lock()  # one recording at a time, whichever model's
 _WARM_UPS = 2  # runs before a recording, in which kernels are chosen and workspaces allocated
 
 
@@ -47,23 +49,26 @@ class StaticSteps:
         return run().clone()  # the next replay writes where this one has written
 
 
-def cuda_graphs() -> Record:
-    """Return what records passes as CUDA graphs that share their memory."""
-    pool = torch.cuda.graph_pool_handle()
+def cuda_graphs(device: torch.device) -> Record:
+    """Return what records passes as CUDA graphs of a device that share their memory."""
+    with torch.cuda.device(device):
+        pool = torch.cuda.graph_pool_handle()
 
     def record(run: Run) -> Run:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_UPS):
-                run()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
-            result = run()
+        with _recording, torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
+            side = torch.cuda.Stream(device)
+            side.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(side):
+                for _ in range(_WARM_UPS):
+                    run()
+            torch.cuda.current_stream(device).wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=pool, stream=side, capture_error_mode="thread_local"):
+                result = run()
 
         def replay() -> torch.Tensor:
-            graph.replay()
+            with torch.cuda.device(device):
+                graph.replay()
             return result
 
         return replay

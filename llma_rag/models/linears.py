@@ -9,6 +9,7 @@ keep their weights in fp32 and round their results: the arithmetic that bf16 ker
 from __future__ import annotations
 
 import platform
+import threading
 from collections.abc import Sequence
 from typing import Any, TypeGuard
 
@@ -67,27 +68,23 @@ def _bias(linear: nn.Linear) -> torch.Tensor:
 class SharedInput:
     """One product for linear layers that read the same rows, such as queries, keys and values.
 
-    The first layer that is asked computes all; each result is handed out once and then forgotten.
+    The first layer that is asked computes all; each result is handed out once and then forgotten. Threads do not see
+    each other's.
     """
 
     def __init__(self, linears: Sequence[nn.Linear]) -> None:
         self._product = PackedLinear(*linears)
         self._sizes = [linear.out_features for linear in linears]
-        self._rows: torch.Tensor | None = None
-        self._results: list[torch.Tensor | None] = [None] * len(linears)
+        self._held = threading.local()
 
     def result(self, rows: torch.Tensor, index: int) -> torch.Tensor:
         """Return what the layer of this number makes of rows."""
-        found = self._results[index] if rows is self._rows else None
-        if found is None:
-            self._rows = rows
-            self._results = list(self._product(rows).split(self._sizes, dim=-1))
-            found = self._results[index]
-            assert found is not None
-        self._results[index] = None
-        if not any(result is not None for result in self._results):
-            self._rows = None
-        return found
+        read, results = getattr(self._held, "last", (None, {}))
+        if read is not rows or index not in results:
+            results = dict(enumerate(self._product(rows).split(self._sizes, dim=-1)))
+        result: torch.Tensor = results.pop(index)
+        self._held.last = (rows, results) if results else (None, {})
+        return result
 
 
 class SharedInputLinear(nn.Module):
@@ -117,7 +114,8 @@ class RowRuns(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Return activation(inputs); `inputs` is (..., features)."""
-        if inputs.numel() <= _ROW_RUN or inputs.shape[-2] == PREFILL_BLOCK:
+        is_prefill_block = inputs.dim() == 3 and inputs.shape[1] == PREFILL_BLOCK  # experts get other shapes
+        if inputs.numel() <= _ROW_RUN or is_prefill_block:
             return self.activation(inputs)  # type: ignore[no-any-return]
         features = inputs.shape[-1]
         runs = inputs.reshape(-1, features).split(max(1, _ROW_RUN // features))
@@ -133,21 +131,28 @@ def pack_for_cpu(model: nn.Module) -> int:
         return 0
     packed = 0
     activations = _activation_types()
-    for parent in list(model.modules()):
-        for names in _SHARING:
-            linears = [getattr(parent, name, None) for name in names]
-            if _are_packable_together(linears):
-                shared = SharedInput(linears)
-                for index, (name, linear) in enumerate(zip(names, linears, strict=True)):
-                    setattr(parent, name, SharedInputLinear(shared, index, linear))
-                packed += len(linears)
-        for name, child in list(parent.named_children()):
+    parents = [module for module in model.modules() if not isinstance(module, nn.Linear)]  # these are to go
+    for parent in parents:
+        packed += sum(_share_input(parent, names) for names in _SHARING)
+        for name in [name for name, _ in parent.named_children()]:
+            child = getattr(parent, name)
             if _is_packable(child):
                 setattr(parent, name, PackedLinear(child))
                 packed += 1
             elif isinstance(child, activations) and not isinstance(parent, RowRuns):
                 setattr(parent, name, RowRuns(child))
     return packed
+
+
+def _share_input(parent: nn.Module, names: Sequence[str]) -> int:
+    """Let a module's layers of these names share a product, where they can; return how many they are."""
+    linears = [getattr(parent, name, None) for name in names]
+    if not _are_packable_together(linears):
+        return 0
+    shared = SharedInput(linears)
+    for index, (name, linear) in enumerate(zip(names, linears, strict=True)):
+        setattr(parent, name, SharedInputLinear(shared, index, linear))
+    return len(names)
 
 
 def _activation_types() -> tuple[type[nn.Module], ...]:

@@ -150,6 +150,13 @@ class SlotMemory(Cache):  # type: ignore[misc]
             tensor[:, :, start:stop] = kept
 
     @torch.inference_mode()
+    def zero_slots(self, start: int, stop: int) -> None:
+        """Forget what some slots hold."""
+        for layer in self.slot_layers:
+            layer.keys[:, :, start:stop] = 0
+            layer.values[:, :, start:stop] = 0
+
+    @torch.inference_mode()
     def zero(self) -> None:
         """Forget everything: a leftover that is no number would poison rows that cannot even see it."""
         for layer in self.slot_layers:

@@ -49,24 +49,25 @@ class PrefixCache:
 
     def get(self, key: BlockKey) -> Block | None:
         """Return a block, if it is there."""
-        block = self._blocks.get(key)
-        if block is not None:
-            self._blocks.move_to_end(key)
-        return block
+        return self._blocks.get(key)
 
-    def has_room_for(self, size: int) -> bool:
-        """Return whether a block of that many bytes may be kept."""
-        return size <= self.budget
+    def wants(self, key: BlockKey, size: int) -> bool:
+        """Return whether a block of that many bytes would be kept, and is not there yet."""
+        return size <= self.budget and key not in self._blocks
+
+    def touch(self, keys: Sequence[BlockKey]) -> None:
+        """Note that a prompt has used blocks; its beginning, without which the rest is of no use, goes last."""
+        for key in reversed(keys):
+            if key in self._blocks:
+                self._blocks.move_to_end(key)
 
     def put(self, key: BlockKey, block: Block) -> None:
         """Keep a block, and let others go where they are too many."""
-        if key in self._blocks:
-            return
-        self._blocks[key] = block
-        self.bytes += _size(block)
-        while self.bytes > self.budget:
+        while self._blocks and self.bytes + _size(block) > self.budget:
             _, oldest = self._blocks.popitem(last=False)
             self.bytes -= _size(oldest)
+        self._blocks[key] = block
+        self.bytes += _size(block)
 
     def clear(self) -> None:
         """Forget all blocks."""

@@ -21,10 +21,11 @@ import transformers
 
 from llma_rag.errors import UnsupportedModelError
 from llma_rag.files import cache_path, write_atomically
+from llma_rag.models.linears import cpu_computes_in_bf16
 from llma_rag.models.memory import view_at
 from llma_rag.models.runner import ModelRunner
 
-_FORMAT = 3  # raise it when the probe or the passes change
+_FORMAT = 4  # raise it when the probe or the passes change
 _MIN_AGREEMENT = 0.97  # cosine of our logits with the model's own forward
 
 
@@ -149,10 +150,23 @@ def fingerprint(runner: ModelRunner, **more: Any) -> str:
         "context": runner.context_length,
         "dtype": str(runner.dtype),
         "device": device_name(runner.device),
+        "bf16": runner.device.type == "cpu" and cpu_computes_in_bf16(),
+        "processor": _processor(),
+        "recording": runner.recording,
         "threads": runner.threads,
         "versions": [torch.__version__, transformers.__version__, platform.python_version()],
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _processor() -> str:
+    """Return what kind of processor this is, as far as the system tells."""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        return "\n".join(
+            sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
+        )
+    return platform.processor()
 
 
 def device_name(device: torch.device) -> str:

@@ -27,7 +27,7 @@ class RuleOptions:
             the negative ones; 1 leaves them.
         no_repeat_ngram_size: no run of that many ids comes twice, prompt included; 0 allows all.
         min_tokens: ids before the answer may end.
-        bad_words: ids of words that may not be written, each a list.
+        bad_words: runs of ids that may not be written.
 
     Raises:
         ValueError: a value is out of range.
@@ -39,7 +39,7 @@ class RuleOptions:
     bad_words: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        if self.repetition_penalty <= 0:
+        if not self.repetition_penalty > 0:
             raise ValueError(f"repetition_penalty must be more than 0, got {self.repetition_penalty}")
         for name in ("no_repeat_ngram_size", "min_tokens"):
             if getattr(self, name) < 0:
@@ -53,21 +53,28 @@ class Rules:
         options: which ones.
         prompt_tokens: ids of the prompt.
         eos_ids: ids that end an answer.
+        device: where the logits are.
     """
 
-    def __init__(self, options: RuleOptions, prompt_tokens: int, eos_ids: Collection[int]) -> None:
+    def __init__(
+        self,
+        options: RuleOptions,
+        prompt_tokens: int,
+        eos_ids: Collection[int],
+        device: torch.device | str = "cpu",
+    ) -> None:
         self._processors = LogitsProcessorList()
         ends = sorted(eos_ids)
+        words = [list(word) for word in options.bad_words if list(word) not in ([], *([end] for end in ends))]
         if options.repetition_penalty != 1.0:
-            self._processors.append(RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
+            self._processors.append(RepetitionPenaltyLogitsProcessor(float(options.repetition_penalty)))
         if options.no_repeat_ngram_size:
             self._processors.append(NoRepeatNGramLogitsProcessor(options.no_repeat_ngram_size))
-        if options.bad_words:
-            words = [list(word) for word in options.bad_words]
+        if words:
             self._processors.append(NoBadWordsLogitsProcessor(words, eos_token_id=ends or None))
         if options.min_tokens and ends:
             self._processors.append(
-                MinNewTokensLengthLogitsProcessor(prompt_tokens, options.min_tokens, ends)
+                MinNewTokensLengthLogitsProcessor(prompt_tokens, options.min_tokens, ends, device=str(device))
             )
 
     def __bool__(self) -> bool:

@@ -9,6 +9,7 @@ decoding without.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import psutil
 import torch
@@ -69,13 +70,29 @@ class ModelRunner:
         slots = view_at(self.context_length - 1) + _MAX_WIDTH  # padding rows write beyond the last view
         self.slots = slots
         self.kv_bytes = slots * sum(shape.bytes_per_slot for shape in shapes)
-        _require_free_memory(self.kv_bytes, self.context_length, self.device)
+        _require_free_memory(self.kv_bytes + prefix_cache_bytes, self.context_length, self.device)
         self._memory = SlotMemory(shapes, slots)
         self.prefixes = PrefixCache(prefix_cache_bytes)
         self._resident: dict[int, BlockKey] = {}  # by number: the prefill blocks that the slots hold
-        record = record or (cuda_graphs() if _is_on_one_gpu(model) else None)
-        self._static_steps = StaticSteps(self._static_step, self.device, record) if record else None
-        self.recording = "steps are recorded" if record else "none"
+        self._static_steps: StaticSteps | None = None
+        self.recording = "none"
+        record = record or (cuda_graphs(self.device) if _is_on_one_gpu(model) else None)
+        if record is not None:
+            self._start_recording(StaticSteps(self._static_step, self.device, record))
+
+    def _start_recording(self, steps: StaticSteps) -> None:
+        """Record steps from now on, if a first one can be recorded and computes what an unrecorded one does."""
+        expected = [self.verify_logits(0, [token_id]) for token_id in (1, 2)]
+        self._static_steps = steps
+        try:
+            found = [self.verify_logits(0, [token_id]) for token_id in (1, 2)]
+        except RuntimeError as error:  # some models cannot be recorded; they run kernel by kernel
+            self._static_steps, self.recording = None, f"failed: {error}"
+        else:
+            agree = all(torch.allclose(one[0], other[0]) for one, other in zip(expected, found, strict=True))
+            self.recording = "steps are recorded" if agree else "failed: a recorded step differs"
+            self._static_steps = steps if agree else None
+        self.zero_memory()
 
     def use_its_threads(self) -> None:
         """Let torch use this runner's number of threads: with another, rows may round differently."""
@@ -92,6 +109,7 @@ class ModelRunner:
             if not self._recall_block(number, key):
                 break
             known += PREFILL_BLOCK
+        self.prefixes.touch(block_keys(prompt_ids[:known]))
         return known
 
     def prefill(
@@ -117,11 +135,12 @@ class ModelRunner:
         for start in range(known, len(prompt_ids), PREFILL_BLOCK):
             before_block()
             logits = self.prefill_block(start, prompt_ids[start : start + PREFILL_BLOCK])
+            if not logits.max().isfinite():
+                self._refuse_overflow()
             number = start // PREFILL_BLOCK
             if number < len(keys):
                 self._remember_block(number, keys[number])
-        if not logits.max().isfinite():
-            self._refuse_overflow()
+        self.prefixes.touch(keys)
         if rules:
             logits = rules.apply(logits[None], prompt_ids)[0]
         return int(logits.argmax())
@@ -139,7 +158,7 @@ class ModelRunner:
 
     def _remember_block(self, number: int, key: BlockKey) -> None:
         self._resident[number] = key
-        if self.prefixes.has_room_for(self._memory.block_bytes):
+        if self.prefixes.wants(key, self._memory.block_bytes):
             self.prefixes.put(key, self._memory.read_block(number * PREFILL_BLOCK))
 
     def _forget_resident_from(self, position: int) -> None:
@@ -163,24 +182,38 @@ class ModelRunner:
     ) -> list[int]:
         """Read `ids` at `position` and after; return the id that follows each of them.
 
-        `rules` change the logits; they look at `before`, the ids at the positions below, too.
+        Where a drafted id makes the model's numbers overflow, only the first id is read, as without drafts.
+
+        Args:
+            position: of the first id.
+            ids: the last accepted id, and drafted ones.
+            rules: change the logits.
+            before: the ids at the positions below, for the rules.
         """
+        predicted = self._predictions(position, ids, rules, before)
+        if predicted is None and len(ids) > 1:
+            self._memory.zero_slots(position, position + self.width)
+            predicted = self._predictions(position, ids[:1], rules, before)
+        if predicted is None:
+            self._refuse_overflow()
+        return predicted
+
+    def _predictions(
+        self, position: int, ids: Sequence[int], rules: Rules | None, before: Sequence[int]
+    ) -> list[int] | None:
+        """Return the ids that follow, None where a number is none."""
         logits = self.verify_logits(position, ids)
         if rules:
-            return self._verify_by_rules(logits[: len(ids)], rules, [*before, *ids])
+            logits = logits[: len(ids)]
+            if not bool(logits.amax(dim=-1).isfinite().all()):
+                return None
+            predicted: list[int] = rules.apply(logits, [*before, *ids]).argmax(dim=-1).tolist()
+            return predicted
         # (width, 1); the row's NaN where it has one; in fp32, where the CPU is four times as quick as in bf16
         best = logits.float().argmax(dim=-1, keepdim=True)
         finite = logits.gather(1, best).isfinite()
-        predicted, usable = torch.cat([best, finite], dim=1).T.tolist()  # the step's one transfer to the host
-        if not all(usable[: len(ids)]):
-            self._refuse_overflow()
-        return [int(token_id) for token_id in predicted[: len(ids)]]
-
-    def _verify_by_rules(self, logits: torch.Tensor, rules: Rules, ids: Sequence[int]) -> list[int]:
-        if not bool(logits.amax(dim=-1).isfinite().all()):
-            self._refuse_overflow()
-        predicted: list[int] = rules.apply(logits, ids).argmax(dim=-1).tolist()
-        return predicted
+        found, usable = torch.cat([best, finite], dim=1).T.tolist()  # the step's one transfer to the host
+        return [int(token_id) for token_id in found[: len(ids)]] if all(usable[: len(ids)]) else None
 
     def prefill_block(self, start: int, ids: Sequence[int]) -> torch.Tensor:
         """Compute one aligned block, or the beginning of the last one; return the logits (vocab,) after its last id."""
@@ -228,10 +261,7 @@ class ModelRunner:
         last = self.context_length - 1  # padding rows may reach beyond what the model has positions for
         positions = [min(position + row, last) for row in range(rows)]
         if self._static_steps is not None and logits_row is None:
-            try:
-                return self._static_steps(padded, positions, range(position, position + rows), view)
-            except RuntimeError as error:  # some models cannot be recorded; they run kernel by kernel
-                self._static_steps, self.recording = None, f"failed: {error}"
+            return self._static_steps(padded, positions, range(position, position + rows), view)
         self._memory.place(position, view)
         inputs = torch.tensor([padded, positions], device=self.device)  # (2, rows)
         keep = 0 if logits_row is None else torch.tensor([logits_row], device=self.device)
@@ -254,7 +284,7 @@ class ModelRunner:
         logits: torch.Tensor = output.logits
         return logits[0]
 
-    def _refuse_overflow(self) -> None:
+    def _refuse_overflow(self) -> NoReturn:
         self.zero_memory()  # a number that is none stays one, in every row that multiplies it by zero
         raise ModelError(
             f"the model's numbers overflow in {str(self.dtype).removeprefix('torch.')}; "
@@ -312,15 +342,15 @@ def _use_full_precision(device: torch.device, dtype: torch.dtype) -> None:
         torch.backends.cudnn.allow_tf32 = False
 
 
-def _require_free_memory(kv_bytes: int, context_length: int, device: torch.device) -> None:
+def _require_free_memory(wanted: int, context_length: int, device: torch.device) -> None:
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     elif device.type == "cpu":
         free = psutil.virtual_memory().available
     else:
         return
-    if kv_bytes > free:
+    if wanted > free:
         raise ModelError(
-            f"the KV memory for a context of {context_length} tokens needs {kv_bytes / 2**20:.0f} MiB, but "
-            f"{free / 2**20:.0f} MiB are free on {device}; lower max_context"
+            f"the KV memory for a context of {context_length} tokens and the prefix cache need {wanted / 2**20:.0f} MiB, "
+            f"but {free / 2**20:.0f} MiB are free on {device}; lower max_context, or prefix_cache_mb"
         )
