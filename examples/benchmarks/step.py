@@ -98,7 +98,7 @@ def two_turns(engine: Engine, tokens: int) -> list[float]:
     words = " ".join(f"word{number}" for number in range(tokens))
     documents = engine.tokenizer.decode(engine.tokenizer(words).input_ids[:tokens])
     first = [{"role": "user", "content": f"{documents}\n\nWhat is this?"}]
-    engine.runner.zero_memory()
+    worker_for(engine.model, engine.runner.device.type).submit(engine.runner.zero_memory).result()
     answer = engine.generate(first, max_tokens=48)
     second = [
         *first,
