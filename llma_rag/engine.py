@@ -12,12 +12,21 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypedDict, Unpack
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from llma_rag.decoding import DraftConfig, Drafter, NoDrafter, ReferenceDrafter, Step, greedy_decode
+from llma_rag.decoding import (
+    DraftConfig,
+    Drafter,
+    IndexCache,
+    NoDrafter,
+    ReferenceDrafter,
+    Step,
+    greedy_decode,
+)
 from llma_rag.errors import ModelError, RequestCancelledError, RequestTimeoutError
 from llma_rag.generation import Generation, Timings
 from llma_rag.models import ModelRunner, RuleOptions, Rules, exact_runner, load_model
@@ -28,6 +37,7 @@ from llma_rag.workers import worker_for
 
 DEFAULT_MAX_TOKENS = 512
 DEFAULT_PREFIX_CACHE_MB = 256
+_MOST_INDEXED_IDS = 200_000
 
 
 class RequestOptions(TypedDict, total=False):
@@ -100,6 +110,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.eos_ids = _eos_ids(model, tokenizer)
         self._draft_config = draft_config or DraftConfig()
+        self._indexes = IndexCache(_MOST_INDEXED_IDS)  # used by the worker thread only
         self._process = os.getpid()
         self._worker = worker_for(model, model.device.type)
         self.runner, self.verdict, self.calibration = self._worker.submit(
@@ -251,7 +262,7 @@ class Engine:
         if not request.draft or not self.verdict.exact:
             return NoDrafter()
         texts = dict.fromkeys(reference.text for reference in request.texts if reference.text)
-        references = [reference_ids(self.tokenizer, text) for text in texts]
+        references = [self._indexes.get(text, partial(reference_ids, self.tokenizer, text)) for text in texts]
         return ReferenceDrafter(references, ids, self._draft_config)
 
 

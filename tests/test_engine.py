@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llma_rag.decoding import ReferenceIndex
 from llma_rag.engine import Engine
 from llma_rag.errors import ContextLengthError, ModelError, PromptError, RequestCancelledError
 from llma_rag.models import Verdict
@@ -67,6 +68,22 @@ def test_a_reference_that_holds_the_answer_saves_most_passes(llama):
     assert drafted.token_ids == ids
     assert drafted.forward_passes < plain.forward_passes
     assert 0 < drafted.accepted <= drafted.drafted
+
+
+def test_a_reference_is_indexed_once_for_all_requests(llama, monkeypatch):
+    indexed = []
+    made = ReferenceIndex.__init__
+
+    def counted(self, ids):
+        indexed.append(self)
+        made(self, ids)
+
+    monkeypatch.setattr(ReferenceIndex, "__init__", counted)
+    text = "A text that no other test has for a reference."
+    first = llama.generate(PROMPT, references=[text, text], max_tokens=5)
+    assert len(indexed) == 2  # the text and the prompt
+    assert llama.generate(PROMPT, references=[text], max_tokens=5).token_ids == first.token_ids
+    assert len(indexed) == 3  # the prompt only
 
 
 def test_references_longer_than_the_context_are_fine(llama):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llma_rag.decoding.drafting import DraftConfig, ReferenceDrafter
-from llma_rag.decoding.matching import OutputCursor, ReferenceIndex
+from llma_rag.decoding.matching import IndexCache, OutputCursor, ReferenceIndex
 from llma_rag.decoding.naive import naive_longest_match
 
 ids = st.lists(st.integers(0, 3), max_size=60)
@@ -76,3 +76,37 @@ def test_long_repetitive_reference_is_indexed_in_linear_size():
     for _ in range(100):
         cursor.extend(7)
     assert cursor.match.length == 100
+
+
+def test_an_index_is_made_once_and_the_oldest_goes_first():
+    made = []
+
+    def ids_of(key):
+        made.append(key)
+        return [1, 2, 3, 4]
+
+    cache = IndexCache(most_ids=8)
+    for key in ("a", "b", "a", "c", "a", "b"):
+        assert cache.get(key, lambda key=key: ids_of(key)).ids == (1, 2, 3, 4)
+        assert cache.ids <= 8
+    assert made == ["a", "b", "c", "b"]
+
+
+def test_an_index_larger_than_the_cache_is_kept_until_the_next():
+    cache = IndexCache(most_ids=2)
+    long = cache.get("long", lambda: range(10))
+    assert cache.get("long", lambda: []) is long
+    cache.get("short", lambda: [1])
+    assert cache.ids == 1
+
+
+@given(source=ids, outputs=st.lists(ids, max_size=3))
+def test_requests_that_share_an_index_do_not_see_each_other(source, outputs):
+    shared = ReferenceIndex(source)
+    cursors = [shared.cursor() for _ in outputs]
+    for place in range(60):
+        for cursor, output in zip(cursors, outputs, strict=True):
+            if place < len(output):
+                cursor.extend(output[place])
+    for cursor, output in zip(cursors, outputs, strict=True):
+        assert (cursor.match.length, cursor.match.end) == naive_longest_match(output, source)

@@ -7,11 +7,12 @@ all three that the tests compare them with.
 
 from llma_rag.decoding.drafting import DraftConfig, Drafter, NoDrafter, ReferenceDrafter
 from llma_rag.decoding.greedy import Step, Verifier, greedy_decode
-from llma_rag.decoding.matching import ReferenceIndex
+from llma_rag.decoding.matching import IndexCache, ReferenceIndex
 
 __all__ = [
     "DraftConfig",
     "Drafter",
+    "IndexCache",
     "NoDrafter",
     "ReferenceDrafter",
     "ReferenceIndex",

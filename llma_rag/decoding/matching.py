@@ -8,7 +8,8 @@ because on real outputs the most recent occurrence continues the right way most 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -165,3 +166,28 @@ class OutputCursor:
     def match(self) -> Match:
         """The longest match, at its most recent earlier occurrence."""
         return self._match
+
+
+class IndexCache:
+    """Indexes of references, kept for the next request that has the same; those not used for longest go first.
+
+    Args:
+        most_ids: ids of all indexes together; one takes about 600 bytes.
+    """
+
+    def __init__(self, most_ids: int) -> None:
+        self._most_ids = most_ids
+        self._indexes: OrderedDict[Hashable, ReferenceIndex] = OrderedDict()
+        self.ids = 0
+
+    def get(self, key: Hashable, ids: Callable[[], Iterable[int]]) -> ReferenceIndex:
+        """Return the index that has this key, made from `ids()` where there is none."""
+        index = self._indexes.pop(key, None)
+        if index is None:
+            index = ReferenceIndex(ids())
+            self.ids += len(index)
+        self._indexes[key] = index
+        while self.ids > self._most_ids and len(self._indexes) > 1:
+            _, oldest = self._indexes.popitem(last=False)
+            self.ids -= len(oldest)
+        return index
