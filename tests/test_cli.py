@@ -120,14 +120,23 @@ def test_store_tells_what_it_holds_and_lets_go(capsys, tmp_path, documents, stor
 
 def test_index_watches_until_interrupted(tmp_path, documents):
     command = [sys.executable, "-m", "llma_rag.cli", "index", documents, "--store", tmp_path / "s", "--watch"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as watching:
-        lines = (line for line in watching.stdout if "new," in line)
-        assert next(lines).startswith("2 new")
-        time.sleep(1)
-        (documents / "late.txt").write_text("Late news about the pier.\n")
-        assert next(lines).startswith("1 new, 0 changed, 2 unchanged")
-        watching.send_signal(signal.SIGINT)
-        assert watching.wait(30) == 130
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # where it was ignored
+    ) as watching:
+        try:
+            lines = (line for line in watching.stdout if "new," in line)
+            assert next(lines).startswith("2 new")
+            time.sleep(1)
+            (documents / "late.txt").write_text("Late news about the pier.\n")
+            assert next(lines).startswith("1 new, 0 changed, 2 unchanged")
+            watching.send_signal(signal.SIGINT)
+            assert watching.wait(30) == 130
+        finally:
+            watching.kill()
 
 
 def test_ask_answers_from_the_store(capsys, tmp_path, store, tiny_folder):

@@ -141,15 +141,22 @@ def test_probe_catches_a_width_whose_last_row_is_computed_differently():
     assert 0 < verdict.mismatched < verdict.rows
 
 
+@pytest.mark.parametrize(
+    "widths",
+    [
+        pytest.param((2, 8, 9, 16, 32), id="some"),
+        pytest.param(range(2, 33), id="all", marks=pytest.mark.soak),
+    ],
+)
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "plain"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_width_that_the_probe_passes_is_exact(dtype, packed):
+def test_every_width_that_the_probe_passes_is_exact(dtype, packed, widths):
     model = tiny_model("llama", dtype)
     if packed:
         pack_for_cpu(model)
     prompt = prompt_of(view_at(0) - 20)  # decoding crosses into the second view
     exact = []
-    for width in range(2, 33):
+    for width in widths:
         runner = RecordingRunner(model, width)
         if not probe(runner).exact:
             continue
