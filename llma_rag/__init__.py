@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from llma_rag.lazy import lazy_names
 
 if TYPE_CHECKING:
     from llma_rag.decoding import DraftConfig
@@ -83,6 +84,16 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ContextLengthError": "errors",
+    "DataError": "errors",
+    "DocumentError": "errors",
+    "LlmaRagError": "errors",
+    "ModelError": "errors",
+    "PromptError": "errors",
+    "RequestCancelledError": "errors",
+    "RequestTimeoutError": "errors",
+    "StoreError": "errors",
+    "UnsupportedModelError": "errors",
     "DraftConfig": "decoding",
     "Engine": "engine",
     "RequestOptions": "engine",
@@ -110,13 +121,4 @@ _HOMES = {
     "split_documents": "retrieval",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use, so that `import llma_rag` loads no heavy package."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

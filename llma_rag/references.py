@@ -8,9 +8,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from llma_rag.closing import Closing
 from llma_rag.provenance import Reference, ReferenceText
 from llma_rag.retrieval import Chunk, DocumentStore, Embedder, as_embedder
 
@@ -70,7 +70,7 @@ def gather(*groups: Iterable[Any] | None) -> list[Reference]:
     return found
 
 
-class AnswerMemory:
+class AnswerMemory(Closing):
     """Earlier answers, found again by question, in memory or in one folder on disk.
 
     An answer to the same or a similar question is a reference for the next one: the cache-assisted case of
@@ -122,11 +122,3 @@ class AnswerMemory:
     def close(self) -> None:
         """Close the folder."""
         self._store.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

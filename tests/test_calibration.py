@@ -17,6 +17,11 @@ def test_the_width_with_most_expected_tokens_per_second_ranks_first():
     assert Calibration({8: 0.100, 16: 0.200, 4: 0.040}).ranked[0] == 4
 
 
+def test_of_widths_that_are_about_equal_the_widest_ranks_first():
+    assert Calibration({8: 0.0362, 16: 0.0489, 4: 0.0304}).ranked == [8, 4, 16]
+    assert Calibration({8: 0.0362, 16: 0.0489, 4: 0.0280}).ranked == [4, 8, 16]
+
+
 def test_a_measurement_leaves_the_runner_as_it_was():
     runner = ModelRunner(tiny_model("llama"), 8)
     calibration = calibrate(runner, (8, 16, 4))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llma_rag.engine import Engine
-from llma_rag.models import RuleOptions
+from llma_rag.models import RuleOptions, Rules
 from tests.conftest import EXAMPLES
 from tests.tiny import TEXT, tiny_model, tiny_tokenizer
 
@@ -89,12 +89,15 @@ def test_rules_out_of_range_are_errors(engine, option, message):
         engine.generate(PROMPT, **option)
 
 
-def test_numbers_without_a_point_are_fine_and_an_end_is_no_word(engine):
-    end = engine.tokenizer.decode(sorted(engine.eos_ids)) if engine.eos_ids else "</s>"
-    assert engine.generate(PROMPT, max_tokens=5, repetition_penalty=2, bad_words=[end]).completion_tokens
+def test_numbers_without_a_point_are_fine_and_nan_is_none(engine):
+    penalised = engine.generate(PROMPT, max_tokens=20, repetition_penalty=2)
+    assert penalised.token_ids == engine.generate(PROMPT, max_tokens=20, repetition_penalty=2.0).token_ids
     with pytest.raises(ValueError, match="repetition_penalty must be more than 0"):
         engine.generate(PROMPT, repetition_penalty=float("nan"))
 
 
-def test_the_default_rules_are_none():
-    assert RuleOptions() == RuleOptions(bad_words=())
+def test_no_rules_are_false_and_the_end_of_an_answer_is_no_word():
+    assert not Rules(RuleOptions(), 5, {2})
+    assert not Rules(RuleOptions(bad_words=((2,), ())), 5, {2})
+    assert not Rules(RuleOptions(min_tokens=3), 5, set())  # nothing ends it anyway
+    assert Rules(RuleOptions(bad_words=((2,), (4, 5))), 5, {2})

@@ -10,8 +10,8 @@ import torch
 
 from llma_rag.cli.printing import console, json_output, load_engine, table
 from llma_rag.engine import Engine
-from llma_rag.models.calibration import calibrate, kv_bytes_per_token, packed_linears
-from llma_rag.models.linears import cpu_computes_in_bf16
+from llma_rag.models.calibration import calibrate
+from llma_rag.models.linears import cpu_computes_in_bf16, packed_linears
 from llma_rag.models.probe import device_name
 from llma_rag.workers import worker_for
 
@@ -54,10 +54,10 @@ def examine(engine: Engine) -> dict[str, Any]:
         "packed_linears": packed,
         "plain_linears": plain,
         "context": runner.context_length,
-        "kv_bytes_per_1000_tokens": 1000 * kv_bytes_per_token(runner),
+        "kv_bytes_per_1000_tokens": 1000 * runner.kv_bytes_per_token,
         "kv_bytes": runner.kv_bytes,
         "prefix_cache_bytes": runner.prefixes.budget,
-        "advice": list(_advice(engine)),
+        "advice": _advice(engine),
     }
 
 

@@ -172,7 +172,7 @@ class IndexCache:
     """Indexes of references, kept for the next request that has the same; those not used for longest go first.
 
     Args:
-        most_ids: ids of all indexes together; one takes about 600 bytes.
+        most_ids: ids of all indexes together; each takes about 450 bytes.
     """
 
     def __init__(self, most_ids: int) -> None:

@@ -5,8 +5,9 @@ Everything needs `langchain-core` only; `ReferenceMiddleware` needs `langchain` 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from llma_rag.lazy import lazy_names
 
 if TYPE_CHECKING:
     from llma_rag.langchain.chains import (
@@ -53,13 +54,4 @@ _HOMES = {
     "with_references": "langchain.chains",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use: a vector store needs no torch, only the middleware needs `langchain`."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"llma_rag.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -6,7 +6,6 @@ import asyncio
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -17,12 +16,13 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.vectorstores import VectorStore
 from pydantic import ConfigDict, Field
 
+from llma_rag.closing import Closing
 from llma_rag.retrieval import Chunk, DocumentStore, Hit, SearchMode, as_embedder
 from llma_rag.retrieval.embedding import unit_vectors
 from llma_rag.retrieval.filters import Filter
 
 
-class FaissVectorStore(VectorStore):
+class FaissVectorStore(Closing, VectorStore):
     """Documents in a store, in memory or in a folder: upsert, delete, filters, MMR; no pickle.
 
     A filter is a mapping over the metadata, such as `{"source": "a.pdf", "page": {"$gte": 3}}`; see
@@ -63,14 +63,6 @@ class FaissVectorStore(VectorStore):
     def close(self) -> None:
         """Close the folder, so that others may write."""
         self.store.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def save_local(self, folder: str | Path) -> None:
         """Make a folder hold what this store holds."""

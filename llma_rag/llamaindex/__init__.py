@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from llma_rag.lazy import lazy_names
 
 if TYPE_CHECKING:
     from llma_rag.llamaindex.embeddings import SentenceTransformerEmbedding
@@ -36,13 +37,4 @@ _HOMES = {
     "copied_from_sources": "llamaindex.figures",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use: a vector store needs no torch."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"llma_rag.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

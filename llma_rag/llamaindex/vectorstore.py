@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -26,6 +25,7 @@ from llama_index.core.vector_stores.types import (
 from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
 from pydantic import PrivateAttr
 
+from llma_rag.closing import Closing
 from llma_rag.errors import StoreError
 from llma_rag.retrieval import Chunk, DocumentStore, Embedder, Hit, as_embedder
 from llma_rag.retrieval.embedding import Vectors, unit_vectors
@@ -38,7 +38,7 @@ _MODES = ("default", "hybrid", "semantic_hybrid", "text_search", "sparse", "mmr"
 _POOL = 20  # of passages that MMR chooses from, as in LangChain; times what is asked for in LlamaIndex
 
 
-class FaissVectorStore(BasePydanticVectorStore):
+class FaissVectorStore(Closing, BasePydanticVectorStore):
     """Nodes in a store, in memory or in a folder: upsert, delete, filters, hybrid search, MMR; no pickle.
 
     Similarities are cosines, -1 to 1, more is nearer; in hybrid search they are reciprocal ranks, in text search BM25.
@@ -86,14 +86,6 @@ class FaissVectorStore(BasePydanticVectorStore):
     def close(self) -> None:
         """Close the folder, so that others may write."""
         self._store.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def persist(self, persist_path: str, fs: Any = None) -> None:
         """Make a folder hold what this store holds.

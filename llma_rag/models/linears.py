@@ -174,3 +174,10 @@ def _is_packable(module: nn.Module) -> TypeGuard[nn.Linear]:
         and module.weight.device.type == "cpu"
         and module.weight.dtype in (torch.float32, torch.bfloat16)
     )
+
+
+def packed_linears(model: nn.Module) -> tuple[int, int]:
+    """Return how many of a model's linear layers are packed for the CPU, and how many are plain."""
+    modules = list(model.modules())
+    packed = sum(isinstance(module, PackedLinear | SharedInputLinear) for module in modules)
+    return packed, sum(type(module) is nn.Linear for module in modules)

@@ -68,7 +68,7 @@ class ModelRunner:
         self.context_length = _checked_context(context_limit(self._config), max_context, width)
         shapes = self._layer_shapes()
         slots = view_at(self.context_length - 1) + _MAX_WIDTH  # padding rows write beyond the last view
-        self.slots = slots
+        self._slots = slots
         self.kv_bytes = slots * sum(shape.bytes_per_slot for shape in shapes)
         _require_free_memory(self.kv_bytes + prefix_cache_bytes, self.context_length, self.device)
         self._memory = SlotMemory(shapes, slots)
@@ -94,6 +94,11 @@ class ModelRunner:
             self._static_steps = steps if agree else None
         self.zero_memory()
 
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of keys and values at one position, all layers together."""
+        return self.kv_bytes // self._slots
+
     def use_its_threads(self) -> None:
         """Let torch use this runner's number of threads: with another, rows may round differently."""
         if self.device.type == "cpu" and torch.get_num_threads() != self.threads:
@@ -104,13 +109,12 @@ class ModelRunner:
 
         The last block of a prompt never is among them: it is computed for the id that follows.
         """
+        keys = block_keys(prompt_ids[:-1])
         known = 0
-        for number, key in enumerate(block_keys(prompt_ids[:-1])):
-            if not self._recall_block(number, key):
-                break
-            known += PREFILL_BLOCK
-        self.prefixes.touch(block_keys(prompt_ids[:known]))
-        return known
+        while known < len(keys) and self._recall_block(known, keys[known]):
+            known += 1
+        self.prefixes.touch(keys[:known])
+        return known * PREFILL_BLOCK
 
     def prefill(
         self,

@@ -123,7 +123,7 @@ def _contains(key: str, wanted: Any) -> Compiled:
     if key == "id" or key in _COLUMNS:
         value, parameters = _value(key)
         return f"coalesce(instr({value}, ?) > 0, 0)", [*parameters, wanted]
-    key = key.removeprefix("metadata.") if key == "metadata.id" else key
+    key = "id" if key == "metadata.id" else key
     condition = (
         "EXISTS (SELECT 1 FROM json_each(metadata) AS entry WHERE entry.key = ? AND CASE entry.type "
         "WHEN 'array' THEN EXISTS (SELECT 1 FROM json_each(entry.value) AS element WHERE element.value = ?) "

@@ -14,11 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
+from llma_rag.closing import Closing
 from llma_rag.errors import StoreError
 from llma_rag.retrieval.database import Database, StoredDocument, VectorChange
 from llma_rag.retrieval.documents import Chunk, Document, Skipped
@@ -80,7 +80,7 @@ class StoreInfo:
     bytes_on_disk: int
 
 
-class DocumentStore:
+class DocumentStore(Closing):
     """Passages that can be searched by meaning and by words; this constructor keeps them in memory.
 
     Any number of threads may use a store, one after another.
@@ -214,14 +214,6 @@ class DocumentStore:
                 self._database.close()
                 if self._folder is not None and self._write:
                     self._folder.unlock()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     # -- what is in it ------------------------------------------------------------------------------
 
