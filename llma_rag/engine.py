@@ -32,7 +32,7 @@ from llma_rag.generation import Generation, Timings
 from llma_rag.models import ModelRunner, RuleOptions, Rules, exact_runner, load_model
 from llma_rag.provenance import Reference, ReferenceText, as_references, copied_spans
 from llma_rag.streams import AsyncTextStream, Event, TextStream
-from llma_rag.text import Detokenizer, Message, StopStrings, prompt_ids, reference_ids
+from llma_rag.text import Detokenizer, Message, StopStrings, alike_ids, prompt_ids, reference_ids
 from llma_rag.workers import worker_for
 
 DEFAULT_MAX_TOKENS = 512
@@ -82,6 +82,8 @@ class Engine:
         tokenizer: its tokenizer.
         name: how results call the model.
         width: positions per verify step; None measures a few and takes the best one that is exact here.
+        candidates: drafts that a verify step checks side by side, each over a KV memory of its own; None measures,
+            and takes 1 where rows are not cheap.
         max_context: most positions, prompt and answer together; the KV memory is allocated for them.
         prefix_cache_mb: MiB for the beginnings of earlier prompts, which need not be computed again; 0 keeps the
             last prompt only.
@@ -99,6 +101,7 @@ class Engine:
         *,
         name: str | None = None,
         width: int | None = None,
+        candidates: int | None = None,
         max_context: int | None = None,
         prefix_cache_mb: int = DEFAULT_PREFIX_CACHE_MB,
         draft_config: DraftConfig | None = None,
@@ -110,11 +113,18 @@ class Engine:
         self.tokenizer = tokenizer
         self.eos_ids = _eos_ids(model, tokenizer)
         self._draft_config = draft_config or DraftConfig()
-        self._indexes = IndexCache(_MOST_INDEXED_IDS)  # used by the worker thread only
+        self._alike = alike_ids(tokenizer)
+        self._indexes = IndexCache(_MOST_INDEXED_IDS, self._alike)  # used by the worker thread only
         self._process = os.getpid()
         self._worker = worker_for(model, model.device.type)
         self.runner, self.verdict, self.calibration = self._worker.submit(
-            exact_runner, model, width, max_context, torch.get_num_threads(), prefix_cache_mb * 2**20
+            exact_runner,
+            model,
+            width,
+            max_context,
+            torch.get_num_threads(),
+            prefix_cache_mb * 2**20,
+            candidates,
         ).result()
 
     @classmethod
@@ -125,6 +135,7 @@ class Engine:
         device: str = "auto",
         dtype: str = "auto",
         width: int | None = None,
+        candidates: int | None = None,
         max_context: int | None = None,
         prefix_cache_mb: int = DEFAULT_PREFIX_CACHE_MB,
         draft_config: DraftConfig | None = None,
@@ -138,6 +149,7 @@ class Engine:
             device: `auto` (CUDA where there is one, else the CPU) or a torch device.
             dtype: `auto` (bfloat16 where the device computes in it, else float32) or a dtype's name.
             width: see the class.
+            candidates: see the class.
             max_context: see the class.
             prefix_cache_mb: see the class.
             draft_config: see the class.
@@ -161,6 +173,7 @@ class Engine:
             loaded.tokenizer,
             name=name,
             width=width,
+            candidates=candidates,
             max_context=max_context,
             prefix_cache_mb=prefix_cache_mb,
             draft_config=draft_config,
@@ -263,7 +276,9 @@ class Engine:
             return NoDrafter()
         texts = dict.fromkeys(reference.text for reference in request.texts if reference.text)
         references = [self._indexes.get(text, partial(reference_ids, self.tokenizer, text)) for text in texts]
-        return ReferenceDrafter(references, ids, self._draft_config)
+        return ReferenceDrafter(
+            references, ids, self._draft_config, scorer=self.runner.states, alike=self._alike
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,22 +339,29 @@ class _CancellableRunner:
         self._cancelled = cancelled
         self._request = request
         self.vocab_size = runner.vocab_size
+        self.candidates = runner.candidates
         self.draft_room = runner.draft_room
         self.reused = 0
         self._ids: list[int] = []
+        self._before: list[int] = []
+        self._candidates: Sequence[Sequence[int]] = ()
 
     def prefill(self, ids: Sequence[int]) -> int:
         self._ids = list(ids)
         self.reused = self._runner.recall(ids) if self._request.reuse_prefix else 0
         return self._runner.prefill(ids, self.require_caller, known=self.reused, rules=self.rules)
 
-    def verify(self, position: int, ids: Sequence[int]) -> list[int]:
+    def verify(self, position: int, candidates: Sequence[Sequence[int]]) -> list[list[int]]:
         self.require_caller()
         if not self.rules:
-            return self._runner.verify(position, ids)
-        before = self._ids[:position]
-        self._ids = [*before, *ids]  # what is accepted of them stays, the next step overwrites the rest
-        return self._runner.verify(position, ids, rules=self.rules, before=before)
+            return self._runner.verify(position, candidates)
+        self._before, self._candidates = self._ids[:position], candidates
+        return self._runner.verify(position, candidates, rules=self.rules, before=self._before)
+
+    def keep(self, candidate: int) -> None:
+        self._runner.keep(candidate)
+        if self.rules:  # what is accepted of the ids stays, the next step overwrites the rest
+            self._ids = [*self._before, *self._candidates[candidate]]
 
     def require_caller(self) -> None:
         if self._cancelled.is_set():

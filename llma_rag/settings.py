@@ -59,6 +59,8 @@ class EngineSettings(BaseModel):
     dtype: str = "auto"
     width: int | None = Field(default=None, ge=2)
     """Positions per verify step; None takes one that is exact here."""
+    candidates: int | None = Field(default=None, ge=1)
+    """Drafts that a verify step checks side by side; None takes 1 where rows are not cheap."""
     max_context: int | None = Field(default=None, ge=1)
     """Most positions, prompt and answer together."""
     prefix_cache_mb: int = Field(default=DEFAULT_PREFIX_CACHE_MB, ge=0)
@@ -127,6 +129,7 @@ class EngineSettings(BaseModel):
             device=self.device,
             dtype=self.dtype,
             width=self.width,
+            candidates=self.candidates,
             max_context=self.max_context,
             prefix_cache_mb=self.prefix_cache_mb,
             model_kwargs=dict(self.model_kwargs),

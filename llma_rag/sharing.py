@@ -22,6 +22,7 @@ class EngineSpec:
     device: str = "auto"
     dtype: str = "auto"
     width: int | None = None
+    candidates: int | None = None
     max_context: int | None = None
     prefix_cache_mb: int = DEFAULT_PREFIX_CACHE_MB
     model_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -48,6 +49,7 @@ def shared_engine(spec: EngineSpec) -> Engine:
                 device=spec.device,
                 dtype=spec.dtype,
                 width=spec.width,
+                candidates=spec.candidates,
                 max_context=spec.max_context,
                 prefix_cache_mb=spec.prefix_cache_mb,
                 model_kwargs=spec.model_kwargs,

@@ -121,6 +121,21 @@ def reference_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, verbose=False).input_ids)
 
 
+def alike_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return for each id the first one whose text differs at most in case and in space around it."""
+    special = set(tokenizer.all_special_ids)
+    texts = tokenizer.batch_decode([[token_id] for token_id in range(len(tokenizer))])
+    first_ids: dict[str, int] = {}
+    alike = []
+    for token_id, text in enumerate(texts):
+        plain = text.strip().lower()
+        stands_alone = (
+            token_id in special or not plain or "\ufffd" in plain
+        )  # half a character is like no other
+        alike.append(token_id if stands_alone else first_ids.setdefault(plain, token_id))
+    return alike
+
+
 class Detokenizer:
     """Turns ids into text as they come, holding back what a later id may still change.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 
 class ScriptedModel:
@@ -12,12 +13,19 @@ class ScriptedModel:
     """
 
     def __init__(
-        self, vocab_size: int = 7, width: int = 4, context_length: int = 10_000, seed: int = 0
+        self,
+        vocab_size: int = 7,
+        width: int = 4,
+        context_length: int = 10_000,
+        seed: int = 0,
+        candidates: int = 1,
     ) -> None:
         self.vocab_size = vocab_size
         self.width = width
         self.context_length = context_length
         self.seed = seed
+        self.candidates = candidates
+        self.written: list[list[int]] = []  # the slots of each candidate of the last step
         self.slots: list[int] = []
         self.passes = 0
 
@@ -38,19 +46,29 @@ class ScriptedModel:
     def draft_room(self, position: int) -> int:
         return min(self.width, self.context_length - position) - 1
 
-    def verify(self, position: int, ids: Sequence[int]) -> list[int]:
+    def verify(self, position: int, candidates: Sequence[Sequence[int]]) -> list[list[int]]:
+        assert 1 <= len(candidates) <= self.candidates
+        assert len({ids[0] for ids in candidates}) == 1
+        self.passes += 1
+        self.written = [self.written_by(position, ids) for ids in candidates]
+        return [
+            [self.next_id(slots[: position + row + 1]) for row in range(len(ids))]
+            for slots, ids in zip(self.written, candidates, strict=True)
+        ]
+
+    def written_by(self, position: int, ids: Sequence[int]) -> list[int]:
         assert 1 <= len(ids) <= self.width
         assert all(0 <= token_id < self.vocab_size for token_id in ids)
-        self.write(position, ids)
-        self.passes += 1
-        return [self.next_id(self.slots[: position + row + 1]) for row in range(len(ids))]
+        slots = list(self.slots)
+        slots[position : position + len(ids)] = ids
+        return slots
 
-    def write(self, position: int, ids: Sequence[int]) -> None:
-        self.slots[position : position + len(ids)] = ids
+    def keep(self, candidate: int) -> None:
+        self.slots = self.written[candidate]
 
 
 class ScriptedDrafter:
-    """Proposes given drafts one after another, whatever the room."""
+    """Proposes given drafts, so many a step, whatever the room."""
 
     def __init__(self, drafts: Iterable[Sequence[int]]) -> None:
         self._drafts = iter(drafts)
@@ -58,8 +76,8 @@ class ScriptedDrafter:
     def extend(self, ids: Iterable[int]) -> None:
         pass
 
-    def propose(self, room: int) -> list[int]:
-        return list(next(self._drafts, []))
+    def propose(self, room: int, count: int = 1) -> list[list[int]]:
+        return [list(draft) for draft in islice(self._drafts, count)]
 
 
 class OracleDrafter:
@@ -74,9 +92,9 @@ class OracleDrafter:
     def extend(self, ids: Iterable[int]) -> None:
         self._done += len(list(ids))
 
-    def propose(self, room: int) -> list[int]:
+    def propose(self, room: int, count: int = 1) -> list[list[int]]:
         draft = list(self._output[self._done : self._done + room])
         spoilt_at = next(self._spoil, None)
         if spoilt_at is not None and spoilt_at < len(draft):
             draft[spoilt_at:] = [(token_id + 1) % self._vocab_size for token_id in draft[spoilt_at:]]
-        return draft
+        return [*[[7] * room] * (self._done % count), draft]  # at any place among the candidates

@@ -52,14 +52,15 @@ def test_logits_of_200_steps_are_bit_equal(engine):
     text = document(DOCUMENTS[0])[:1500]
     ids = prompt_ids(engine.tokenizer, documents_prompt("Summarise this.", [text]))
     recorded = []
-    for drafter in (NoDrafter(), ReferenceDrafter([reference_ids(engine.tokenizer, text)], ids)):
+    copied = reference_ids(engine.tokenizer, text)
+    for drafter in (NoDrafter(), ReferenceDrafter([copied], ids, scorer=runner.states)):
         recorded.append(rows := {})
-        verify_logits = runner.verify_logits
 
-        def verify(position, draft, rows=rows, verify_logits=verify_logits):
-            logits = verify_logits(position, draft)
-            rows.update({position + row: logits[row].clone() for row in range(len(draft))})
-            return logits.argmax(dim=-1).tolist()[: len(draft)]
+        def verify(position, candidates, rows=rows):
+            (ids,) = candidates
+            logits = runner.verify_logits(position, ids)
+            rows.update({position + row: logits[row].clone() for row in range(len(ids))})
+            return [logits.argmax(dim=-1).tolist()[: len(ids)]]
 
         runner.verify = verify
         try:

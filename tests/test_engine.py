@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llma_rag.decoding import ReferenceIndex
+from llma_rag.decoding import NgramIndex
 from llma_rag.engine import Engine
 from llma_rag.errors import ContextLengthError, ModelError, PromptError, RequestCancelledError
 from llma_rag.models import Verdict
@@ -72,13 +72,13 @@ def test_a_reference_that_holds_the_answer_saves_most_passes(llama):
 
 def test_a_reference_is_indexed_once_for_all_requests(llama, monkeypatch):
     indexed = []
-    made = ReferenceIndex.__init__
+    made = NgramIndex.__init__
 
-    def counted(self, ids):
+    def counted(self, ids, alike):
         indexed.append(self)
-        made(self, ids)
+        made(self, ids, alike)
 
-    monkeypatch.setattr(ReferenceIndex, "__init__", counted)
+    monkeypatch.setattr(NgramIndex, "__init__", counted)
     text = "A text that no other test has for a reference."
     first = llama.generate(PROMPT, references=[text, text], max_tokens=5)
     assert len(indexed) == 2  # the text and the prompt

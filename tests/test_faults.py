@@ -68,7 +68,7 @@ def test_without_a_fault_the_outputs_are_equal(make):
 def test_rewind_off_by_one_is_noticed(make, shift, monkeypatch):
     for owner in (ScriptedModel, ModelRunner):
         verify = owner.verify
-        monkeypatch.setattr(owner, "verify", lambda self, at, ids, v=verify: v(self, at + shift, ids))
+        monkeypatch.setattr(owner, "verify", lambda self, at, rows, v=verify: v(self, at + shift, rows))
     drafted, expected = outputs(make)
     assert drafted != expected
 
@@ -92,10 +92,12 @@ def test_ignored_eos_is_noticed(make, monkeypatch):
 
 @models
 def test_stale_kv_row_is_noticed(make, monkeypatch):
-    def write_all_but_the_second(self, position, ids):
+    def written_all_but_the_second(self, position, ids):
+        slots = list(self.slots)
         for row, token_id in enumerate(ids):
-            if row != 1 or position + row >= len(self.slots):
-                self.slots[position + row : position + row + 1] = [token_id]
+            if row != 1 or position + row >= len(slots):
+                slots[position + row : position + row + 1] = [token_id]
+        return slots
 
     update = SlotLayer.update
 
@@ -108,7 +110,7 @@ def test_stale_kv_row_is_noticed(make, monkeypatch):
         view = self._window.view
         return self.keys[:, :, :view], self.values[:, :, :view]
 
-    monkeypatch.setattr(ScriptedModel, "write", write_all_but_the_second)
+    monkeypatch.setattr(ScriptedModel, "written_by", written_all_but_the_second)
     monkeypatch.setattr(SlotLayer, "update", update_all_but_the_second_row)
     drafted, expected = outputs(make)
     assert drafted != expected

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import cycle
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +21,8 @@ limits = {"max_tokens": st.integers(1, 60), "eos_ids": st.sets(st.integers(0, VO
 
 def decode(model, prompt, drafter, max_tokens, eos_ids):
     steps = list(greedy_decode(model, prompt, drafter, max_tokens=max_tokens, eos_ids=eos_ids))
-    assert all(0 <= step.accepted <= step.drafted < model.width for step in steps)
+    most = model.candidates * (model.width - 1)
+    assert all(0 <= step.accepted <= step.drafted <= most for step in steps)
     return [token_id for step in steps for token_id in step.ids], steps
 
 
@@ -27,26 +30,65 @@ def oracle(model, prompt, max_tokens, eos_ids):
     return naive_greedy(model.next_id, prompt, max_tokens=max_tokens, eos_ids=eos_ids)
 
 
-@given(prompt=prompts, references=st.lists(any_ids | ids, max_size=4), seed=st.integers(0, 99), **limits)
-def test_any_references_give_the_ids_of_plain_decoding(prompt, references, seed, max_tokens, eos_ids):
-    model = ScriptedModel(VOCAB, seed=seed)
+class AnyScores:
+    """Scores that have nothing to do with the places."""
+
+    def __init__(self, scores):
+        self.scores_of = cycle(scores)
+
+    def scores(self, candidate_positions, position):
+        assert min(candidate_positions) >= 0
+        assert max(candidate_positions) < position
+        return [next(self.scores_of) for _ in candidate_positions]
+
+
+scores = st.none() | st.lists(st.floats(), min_size=1, max_size=9)  # not a number and infinities among them
+alikes = st.none() | st.lists(st.integers(0, VOCAB - 1), min_size=VOCAB, max_size=VOCAB)
+
+
+@given(
+    prompt=prompts,
+    references=st.lists(any_ids | ids, max_size=4),
+    seed=st.integers(0, 99),
+    candidates=st.integers(1, 4),
+    scores=scores,
+    alike=alikes,
+    **limits,
+)
+def test_any_references_and_any_scores_give_the_ids_of_plain_decoding(
+    prompt, references, seed, candidates, scores, alike, max_tokens, eos_ids
+):
+    model = ScriptedModel(VOCAB, seed=seed, candidates=candidates)
     expected = oracle(model, prompt, max_tokens, eos_ids)
-    drafter = ReferenceDrafter(references, prompt)
+    drafter = ReferenceDrafter(references, prompt, scorer=scores and AnyScores(scores), alike=alike)
     assert decode(model, prompt, drafter, max_tokens, eos_ids)[0] == expected
 
 
-@given(prompt=prompts, drafts=st.lists(any_ids | ids, max_size=40), width=st.integers(2, 9), **limits)
-def test_any_adversarial_draft_gives_the_ids_of_plain_decoding(prompt, drafts, width, max_tokens, eos_ids):
-    model = ScriptedModel(VOCAB, width)
+@given(
+    prompt=prompts,
+    drafts=st.lists(any_ids | ids, max_size=40),
+    width=st.integers(2, 9),
+    candidates=st.integers(1, 4),
+    **limits,
+)
+def test_any_adversarial_draft_gives_the_ids_of_plain_decoding(
+    prompt, drafts, width, candidates, max_tokens, eos_ids
+):
+    model = ScriptedModel(VOCAB, width, candidates=candidates)
     expected = oracle(model, prompt, max_tokens, eos_ids)
     assert decode(model, prompt, ScriptedDrafter(drafts), max_tokens, eos_ids)[0] == expected
 
 
-@given(prompt=prompts, spoil=st.lists(st.none() | st.integers(0, 8), max_size=40), **limits)
+@given(
+    prompt=prompts,
+    spoil=st.lists(st.none() | st.integers(0, 8), max_size=40),
+    candidates=st.integers(1, 4),
+    **limits,
+)
 def test_drafts_that_are_right_up_to_a_place_give_the_ids_of_plain_decoding(
-    prompt, spoil, max_tokens, eos_ids
+    prompt, spoil, candidates, max_tokens, eos_ids
 ):
-    model = ScriptedModel(VOCAB, width=8)
+    model = ScriptedModel(VOCAB, width=8, candidates=candidates)
     expected = oracle(model, prompt, max_tokens, eos_ids)
     drafter = OracleDrafter(oracle(model, prompt, 100, ()), spoil, VOCAB)
     assert decode(model, prompt, drafter, max_tokens, eos_ids)[0] == expected

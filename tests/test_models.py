@@ -23,15 +23,24 @@ STEPS = 210
 class RecordingRunner(ModelRunner):
     """Keeps the logits that every output id was chosen from."""
 
+    step = None
+
     def start(self):
         self.rows = {}  # by the position whose successor they predict
         return self
 
-    def verify(self, position, ids):
-        logits = self.verify_logits(position, ids)
-        for row in range(len(ids)):
-            self.rows[position + row] = logits[row]  # a rejected draft's row is overwritten by the true one
-        return logits.argmax(dim=-1).tolist()[: len(ids)]
+    def verify(self, position, candidates):
+        self.step = position, candidates, self.step_logits(position, candidates)
+        predicted = self.step[2].argmax(dim=-1).tolist()
+        return [rows[: len(ids)] for rows, ids in zip(predicted, candidates, strict=False)]
+
+    def keep(self, candidate):
+        position, candidates, logits = self.step or (0, [[]] * self.candidates, None)
+        self.step = None
+        for row in range(len(candidates[candidate])):
+            # a rejected id's row is overwritten by the true one
+            self.rows[position + row] = logits[candidate, row]
+        super().keep(candidate)
 
 
 def decode(runner, prompt, drafter, max_tokens=STEPS):
@@ -42,12 +51,13 @@ def prompt_of(length, seed=1):
     return torch.randint(3, VOCAB, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def drafters(truth, prompt):
+def drafters(truth, prompt, runner):
     """A perfect one, one that is often wrong, and the real one."""
     return {
         "perfect": OracleDrafter(truth, [], VOCAB),
         "spoilt": OracleDrafter(truth, [n % 8 for n in range(500)], VOCAB),
         "references": ReferenceDrafter([truth[60:160], prompt_of(50, 9)], prompt),
+        "states": ReferenceDrafter([truth[60:160]], prompt, scorer=runner.states),
     }
 
 
@@ -56,16 +66,17 @@ def drafters(truth, prompt):
     [*((name, torch.float32) for name in ARCHITECTURES), *((name, torch.bfloat16) for name in PROMISED)],
     ids=str,
 )
-def test_drafted_logits_are_bit_equal_to_plain_ones(architecture, dtype):
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_drafted_logits_are_bit_equal_to_plain_ones(architecture, dtype, candidates):
     model = tiny_model(architecture, dtype)
     pack_for_cpu(model)
-    runner = RecordingRunner(model, width=8)
+    runner = RecordingRunner(model, width=8, candidates=candidates)
     require_agreement(runner)
     prompt = prompt_of(view_at(0) - 100)  # decoding crosses from the first view into the second
     truth = decode(runner.start(), prompt, NoDrafter())
     plain = runner.rows
     assert len(plain) == STEPS - 1
-    for name, drafter in drafters(truth, prompt).items():
+    for name, drafter in drafters(truth, prompt, runner).items():
         assert decode(runner.start(), prompt, drafter) == truth, name
         unequal = [place for place, row in plain.items() if not torch.equal(row, runner.rows[place])]
         assert unequal == [], name
@@ -73,7 +84,8 @@ def test_drafted_logits_are_bit_equal_to_plain_ones(architecture, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("architecture", PROMISED)
-def test_steps_over_fixed_tensors_are_bit_equal_to_steps_over_new_ones(architecture, dtype):
+@pytest.mark.parametrize("candidates", [1, 2])
+def test_steps_over_fixed_tensors_are_bit_equal_to_steps_over_new_ones(architecture, dtype, candidates):
     model = tiny_model(architecture, dtype)
     pack_for_cpu(model)
     recorded = []
@@ -82,10 +94,12 @@ def test_steps_over_fixed_tensors_are_bit_equal_to_steps_over_new_ones(architect
         recorded.append(run)
         return run  # a CUDA graph would compute the same from the same tensors
 
-    static = RecordingRunner(model, width=8, record=record)
+    static = RecordingRunner(model, width=8, record=record, candidates=candidates)
     prompt = prompt_of(view_at(0) - 30)
-    truth = decode((plain := RecordingRunner(model, width=8)).start(), prompt, NoDrafter(), 80)
-    for drafter in drafters(truth, prompt[:90]).values():
+    truth = decode(
+        (plain := RecordingRunner(model, width=8, candidates=candidates)).start(), prompt, NoDrafter(), 80
+    )
+    for drafter in drafters(truth, prompt[:90], static).values():
         assert decode(static.start(), prompt, drafter, 80) == truth
         assert all(torch.equal(row, static.rows[place]) for place, row in plain.rows.items())
     assert len(recorded) == 2  # one for each view that was crossed
@@ -107,11 +121,11 @@ def test_drafts_that_are_never_right_change_no_logit(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2"])
-@pytest.mark.parametrize("width", [4, 8, 16])
-def test_probe_passes_packed_models_and_leaves_the_memory_empty(architecture, dtype, width):
+@pytest.mark.parametrize(("candidates", "width"), [(1, 4), (1, 8), (1, 16), (4, 8)])
+def test_probe_passes_packed_models_and_leaves_the_memory_empty(architecture, dtype, candidates, width):
     model = tiny_model(architecture, dtype)
     pack_for_cpu(model)
-    runner = ModelRunner(model, width)
+    runner = ModelRunner(model, width, candidates=candidates)
     verdict = probe(runner)
     assert verdict.exact
     assert verdict.rows > 4 * width
@@ -163,7 +177,7 @@ def test_every_width_that_the_probe_passes_is_exact(dtype, packed, widths):
         exact.append(width)
         truth = decode(runner.start(), prompt, NoDrafter(), 50)
         plain = runner.rows
-        for drafter in drafters(truth, prompt[:90]).values():
+        for drafter in drafters(truth, prompt[:90], runner).values():
             assert decode(runner.start(), prompt, drafter, 50) == truth, width
             assert all(torch.equal(row, runner.rows[place]) for place, row in plain.items()), width
     assert {8, 16, 32} <= set(exact)
@@ -228,7 +242,7 @@ def test_greedy_ids_are_those_of_the_models_own_forward(architecture):
 def test_padding_of_a_step_does_not_matter():
     runner = ModelRunner(tiny_model("llama"), 8)
     runner.prefill(prompt_of(70))
-    rows = [runner.verify_logits(70, [5, 6], padding)[:2] for padding in ([], [9] * 6, [1, 2, 3, 4, 5, 6])]
+    rows = [runner.verify_logits(70, [5, 6, *more])[:2] for more in ([], [9] * 6, [1, 2, 3, 4, 5, 6])]
     assert torch.equal(rows[0], rows[1])
     assert torch.equal(rows[0], rows[2])
 
@@ -262,14 +276,14 @@ def test_a_draft_that_overflows_is_refused_only_where_it_is_accepted(dtype):
     prompt = prompt_of(70)
     prompt = [token_id if token_id != bad else 3 for token_id in prompt]
     following = runner.prefill(prompt)
-    plain = runner.verify(70, [following])
-    after = runner.verify(71, plain)
-    assert runner.verify(70, [following, bad, bad]) == plain  # a wrong draft, wiped out
-    assert runner.verify(70, [following, *plain, bad]) == plain
-    assert runner.verify(71, plain) == after
+    (plain,) = runner.verify(70, [[following]])
+    after = runner.verify(71, [plain])
+    assert runner.verify(70, [[following, bad, bad]]) == [plain]  # a wrong draft, wiped out
+    assert runner.verify(70, [[following, *plain, bad]]) == [plain]
+    assert runner.verify(71, [plain]) == after
     assert runner.prefill(prompt) == following
     with pytest.raises(ModelError, match="overflow"):
-        runner.verify(70, [bad])
+        runner.verify(70, [[bad]])
 
 
 def test_a_block_that_overflows_is_remembered_by_nobody():
@@ -323,9 +337,9 @@ def test_kv_memory_that_does_not_fit_is_refused_before_it_is_allocated():
 
 
 def test_kv_bytes_are_those_allocated():
-    runner = ModelRunner(tiny_model("qwen3"), 8)
+    runner = ModelRunner(tiny_model("qwen3"), 8, candidates=2)
     tensors = [tensor for layer in runner._memory.layers for tensor in (layer.keys, layer.values)]
-    assert runner.kv_bytes == sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    assert runner.kv_bytes == sum(tensor.nbytes for tensor in [*tensors, runner._memory.states])
 
 
 def test_prefill_blocks_divide_every_view():

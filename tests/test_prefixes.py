@@ -110,7 +110,7 @@ def test_slots_that_decoding_has_overwritten_are_not_known():
     runner = make("llama", torch.float32, 0)
     documents = ids_of(600, 1)
     runner.prefill(documents)
-    runner.verify(130, [5])  # in the second block
+    runner.verify(130, [[5]])  # in the second block
     assert runner.recall(documents) == PREFILL_BLOCK
 
 

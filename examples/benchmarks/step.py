@@ -62,7 +62,7 @@ def steps_and_prefill(stock: Any, ours: Any, tokens: int) -> tuple[dict[str, flo
         runners[width].prefill(prompt)
     steps: dict[str, Callable[[], Any]] = {"generate": generate_step}
     for width in widths:
-        steps[f"width {width}"] = lambda width=width: runners[width].verify(tokens, [7] * width)
+        steps[f"width {width}"] = lambda width=width: runners[width].verify(tokens, [[7] * width])
     prefills: dict[str, Callable[[], Any]] = {
         "generate": lambda: stock(ids, past_key_values=DynamicCache(), use_cache=True, logits_to_keep=1),
         "ours": lambda: runners[widths[0]].prefill(prompt),

@@ -29,6 +29,7 @@ class KnownAnswer:
 
     def __init__(self, engine: Engine, prompt_length: int, answer: Sequence[int]) -> None:
         self.vocab_size = engine.runner.vocab_size
+        self.candidates = engine.runner.candidates
         self.draft_room = engine.runner.draft_room
         self._prompt_length = prompt_length
         self._answer = answer
@@ -37,10 +38,16 @@ class KnownAnswer:
         """Return the answer's first id."""
         return self._answer[0]
 
-    def verify(self, position: int, ids: Sequence[int]) -> list[int]:
+    def verify(self, position: int, candidates: Sequence[Sequence[int]]) -> list[list[int]]:
         """Return the answer's ids after each given one, -1 beyond its end."""
         begin = position - self._prompt_length + 1
-        return [self._answer[n] if n < len(self._answer) else -1 for n in range(begin, begin + len(ids))]
+        return [
+            [self._answer[n] if n < len(self._answer) else -1 for n in range(begin, begin + len(ids))]
+            for ids in candidates
+        ]
+
+    def keep(self, candidate: int) -> None:
+        """Do nothing: an answer that is known needs no context."""
 
 
 def passes(

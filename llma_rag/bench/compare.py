@@ -149,6 +149,7 @@ def environment(engine: Engine) -> dict[str, Any]:
         "device": device_name(engine.runner.device),
         "dtype": str(engine.runner.dtype).removeprefix("torch."),
         "width": engine.runner.width,
+        "candidates": engine.runner.candidates,
         "max_context": engine.runner.context_length,
         "exact": engine.verdict.exact,
         "threads": engine.runner.threads,

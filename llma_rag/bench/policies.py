@@ -50,13 +50,13 @@ class LlmaReleased:
         """Take note of the output."""
         self._output += ids
 
-    def propose(self, room: int) -> list[int]:
+    def propose(self, room: int, count: int = 1) -> list[list[int]]:
         """Return what followed the first match of the longest of the last 5 to 1 ids."""
         for length in range(min(5, len(self._output)), 0, -1):
             for search in self._references:
                 end = search.first(self._output[-length:], len(search.ids))
                 if 0 <= end < len(search.ids):
-                    return search.ids[end : end + min(19, room)]
+                    return [search.ids[end : end + min(19, room)]]
         return []
 
 
@@ -79,7 +79,7 @@ class PromptLookup:
         self._produced += len(ids)
         self._all.extend(ids)
 
-    def propose(self, room: int) -> list[int]:
+    def propose(self, room: int, count: int = 1) -> list[list[int]]:
         """Return what followed the leftmost match."""
         known = self._all.ids
         for length in (2, 1):
@@ -87,7 +87,7 @@ class PromptLookup:
                 continue
             end = self._all.first(known[-length:], len(known) - 1)
             if end > 0:
-                return known[end : end + min(10, room)]
+                return [known[end : end + min(10, room)]]
         return []
 
 
@@ -110,7 +110,7 @@ class LongestMatch:
         self._own.extend(ids)
         self._length += len(ids)
 
-    def propose(self, room: int) -> list[int]:
+    def propose(self, room: int, count: int = 1) -> list[list[int]]:
         """Return what followed the longest match."""
         output = self._own.ids
         for length in range(min(len(output), self._length), 0, -1):
@@ -118,7 +118,7 @@ class LongestMatch:
                 end = search.first(output[-length:], len(search.ids) - (search is self._own))
                 if 0 <= end < len(search.ids):
                     self._length = length
-                    return search.ids[end : end + room]
+                    return [search.ids[end : end + room]]
         self._length = 0
         return []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -53,9 +54,9 @@ class Tally:
         }
 
 
-def policies() -> dict[str, MakeDrafter]:
-    """Return what makes a drafter by name, ours first."""
-    return {"llma_rag": ReferenceDrafter, **POLICIES}
+def policies(alike: Sequence[int] | None = None) -> dict[str, MakeDrafter]:
+    """Return what makes a drafter by name, ours first, which knows which ids are alike."""
+    return {"llma_rag": partial(ReferenceDrafter, alike=alike), **POLICIES}
 
 
 def read_forced(path: Path, encode: Encode) -> list[Forced]:
@@ -114,6 +115,7 @@ class _ForcedModel:
     """Predicts the ids of a known answer that begins at a position."""
 
     vocab_size = 1 << 30
+    candidates = 1
 
     def __init__(self, answer: Sequence[int], width: int, begin: int) -> None:
         self._answer, self._width, self._begin = answer, width, begin
@@ -124,10 +126,13 @@ class _ForcedModel:
     def draft_room(self, position: int) -> int:
         return self._width - 1
 
-    def verify(self, position: int, ids: Sequence[int]) -> list[int]:
+    def verify(self, position: int, candidates: Sequence[Sequence[int]]) -> list[list[int]]:
         first = position - self._begin + 1
-        following = list(self._answer[first : first + len(ids)])
-        return following + [-1] * (len(ids) - len(following))
+        following = list(self._answer[first : first + self._width]) + [-1] * self._width
+        return [following[: len(ids)] for ids in candidates]
+
+    def keep(self, candidate: int) -> None:
+        pass
 
 
 def _of_lines(text: str, encode: Encode) -> Iterator[Forced]:

@@ -27,6 +27,9 @@ Model = Annotated[
 ]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 Width = Annotated[int | None, typer.Option(help="Positions per verify step; default: chosen at load.")]
+Candidates = Annotated[
+    int | None, typer.Option(help="Drafts that a verify step checks side by side; default: chosen at load.")
+]
 MaxTokens = Annotated[int, typer.Option(min=1, help="Most tokens per answer.")]
 Json = Annotated[
     Path | None, typer.Option("--json", help="Also write what was printed to this file, as data.")
@@ -108,6 +111,7 @@ def compare(
     model: Model = DEMO_MODEL,
     dtype: Dtype = "auto",
     width: Width = None,
+    candidates: Candidates = None,
     max_tokens: MaxTokens = 128,
     limit: Annotated[int | None, typer.Option(min=1, help="Most samples.")] = None,
     skip: Annotated[int, typer.Option(min=0, help="Samples to leave out at the beginning.")] = 0,
@@ -121,7 +125,20 @@ def compare(
     """Measure answers with references against plain decoding and transformers' generate."""
     from llma_rag.cli.compare import run_compare
 
-    run_compare(data, model, dtype, width, max_tokens, limit, skip, max_docs, repeats, baselines, json_file)
+    run_compare(
+        data,
+        model,
+        dtype,
+        width,
+        candidates,
+        max_tokens,
+        limit,
+        skip,
+        max_docs,
+        repeats,
+        baselines,
+        json_file,
+    )
 
 
 @app.command()
@@ -142,12 +159,16 @@ def replay(
 
 @app.command()
 def doctor(
-    model: Model = DEMO_MODEL, dtype: Dtype = "auto", width: Width = None, json_file: Json = None
+    model: Model = DEMO_MODEL,
+    dtype: Dtype = "auto",
+    width: Width = None,
+    candidates: Candidates = None,
+    json_file: Json = None,
 ) -> None:
     """Tell what this machine does with a model: device, width, exactness, step costs, memory; and what to change."""
     from llma_rag.cli.doctor import run_doctor
 
-    run_doctor(model, dtype, width, json_file)
+    run_doctor(model, dtype, width, candidates, json_file)
 
 
 @store_app.command()

@@ -8,6 +8,7 @@ from llma_rag.bench import Comparison, compare, read_samples
 from llma_rag.bench.compare import BASELINES, SampleComparison, environment, peak_memory_bytes
 from llma_rag.cli.printing import console, json_output, load_engine, status_console, table
 from llma_rag.errors import DataError
+from llma_rag.models import StepShape
 
 
 def run_compare(
@@ -15,6 +16,7 @@ def run_compare(
     model: str,
     dtype: str,
     width: int | None,
+    candidates: int | None,
     max_tokens: int,
     limit: int | None,
     skip: int,
@@ -27,7 +29,7 @@ def run_compare(
     chosen = _chosen_baselines(baselines)
     with json_output(json_file) as output:
         samples = read_samples(data, skip=skip, limit=limit)
-        engine = load_engine(model, dtype, width)
+        engine = load_engine(model, dtype, width, candidates)
         done: list[SampleComparison] = []
         with status_console.status("Comparing") as status:
             for sample in compare(
@@ -86,7 +88,7 @@ def _print_comparison(comparison: Comparison) -> None:
     console.print(made)
     setting = comparison.environment
     console.print(
-        f"{setting['model']}, {setting['dtype']}, {setting['device']}, width {setting['width']}; × is the "
+        f"{setting['model']}, {setting['dtype']}, {setting['device']}, width {StepShape(setting['candidates'], setting['width'])}; × is the "
         "mode's time over that of references"
     )
     total = summary["samples"]

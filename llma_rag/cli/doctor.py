@@ -10,16 +10,19 @@ import torch
 
 from llma_rag.cli.printing import console, json_output, load_engine, table
 from llma_rag.engine import Engine
+from llma_rag.models import StepShape
 from llma_rag.models.calibration import calibrate
 from llma_rag.models.linears import cpu_computes_in_bf16, packed_linears
 from llma_rag.models.probe import device_name
 from llma_rag.workers import worker_for
 
 
-def run_doctor(model: str, dtype: str, width: int | None, json_file: Path | None) -> None:
+def run_doctor(
+    model: str, dtype: str, width: int | None, candidates: int | None, json_file: Path | None
+) -> None:
     """Load the model, measure, print."""
     with json_output(json_file) as output:
-        engine = load_engine(model, dtype, width)
+        engine = load_engine(model, dtype, width, candidates)
         findings = examine(engine)
         output.update(findings)
         facts = table("what", "here")
@@ -35,9 +38,10 @@ def run_doctor(model: str, dtype: str, width: int | None, json_file: Path | None
 def examine(engine: Engine) -> dict[str, Any]:
     """Return what is known of an engine here, and advice."""
     runner, verdict = engine.runner, engine.verdict
+    shape = StepShape(runner.candidates, runner.width)
     calibration = (
         engine.calibration
-        or worker_for(engine.model, runner.device.type).submit(calibrate, runner, [runner.width]).result()
+        or worker_for(engine.model, runner.device.type).submit(calibrate, runner, [shape]).result()
     )
     packed, plain = packed_linears(engine.model)
     return {
@@ -46,10 +50,11 @@ def examine(engine: Engine) -> dict[str, Any]:
         "dtype": str(runner.dtype).removeprefix("torch."),
         "threads": runner.threads,
         "width": runner.width,
+        "candidates": runner.candidates,
         "exact": verdict.exact,
         "rows_compared": verdict.rows,
         "rows_different": verdict.mismatched,
-        "step_s": calibration.step_s,
+        "step_s": {str(shape): seconds for shape, seconds in calibration.step_s.items()},
         "recording": runner.recording,
         "packed_linears": packed,
         "plain_linears": plain,
@@ -82,14 +87,14 @@ def _advice(engine: Engine) -> list[str]:
 
 
 def _described(findings: dict[str, Any]) -> list[tuple[str, str]]:
-    step = ", ".join(f"{width}: {seconds * 1e3:.1f} ms" for width, seconds in findings["step_s"].items())
+    step = ", ".join(f"{shape}: {seconds * 1e3:.1f} ms" for shape, seconds in findings["step_s"].items())
     equal = findings["rows_compared"] - findings["rows_different"]
     verdict = "exact" if findings["exact"] else "not exact"
     return [
         ("model", findings["model"]),
         ("device", findings["device"]),
         ("dtype", findings["dtype"]),
-        ("width", str(findings["width"])),
+        ("width", str(StepShape(findings["candidates"], findings["width"]))),
         ("probe", f"{verdict} ({equal} of {findings['rows_compared']} rows bit-equal)"),
         ("step by width", step),
         ("linear layers", f"{findings['packed_linears']} packed, {findings['plain_linears']} plain"),

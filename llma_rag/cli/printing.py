@@ -40,17 +40,18 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", module="transformers|huggingface_hub|sentence_transformers")
 
 
-def load_engine(model: str, dtype: str, width: int | None) -> Engine:
+def load_engine(model: str, dtype: str, width: int | None, candidates: int | None = None) -> Engine:
     """Load an engine, telling on stderr what takes long."""
     from llma_rag.engine import Engine  # only now: a mistake in the arguments is told at once
+    from llma_rag.models import StepShape
 
     with status_console.status("Loading") as status:
-        engine = Engine.load(model, dtype=dtype, width=width, progress=status.update)
+        engine = Engine.load(model, dtype=dtype, width=width, candidates=candidates, progress=status.update)
     verdict = engine.verdict
     exact = "exact" if verdict.exact else "not exact at any width: decoding without drafts"
     status_console.print(
         f"{engine.name}, {str(engine.runner.dtype).removeprefix('torch.')} on {engine.runner.device}, "
-        f"width {verdict.width}: {exact} ({verdict.rows - verdict.mismatched} of {verdict.rows} rows bit-equal)"
+        f"width {StepShape(verdict.candidates, verdict.width)}: {exact} ({verdict.rows - verdict.mismatched} of {verdict.rows} rows bit-equal)"
     )
     return engine
 

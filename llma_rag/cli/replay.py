@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llma_rag.bench.replay import WIDTHS, Tally, read_forced, replay
+from llma_rag.bench.replay import WIDTHS, Tally, policies, read_forced, replay
 from llma_rag.cli.printing import console, json_output, status_console, table
 from llma_rag.models.loading import load_tokenizer
-from llma_rag.text import reference_ids
+from llma_rag.text import alike_ids, reference_ids
 
 
 def run_replay(data: Path, tokenizer: str, skip: int, limit: int | None, json_file: Path | None) -> None:
@@ -17,7 +17,7 @@ def run_replay(data: Path, tokenizer: str, skip: int, limit: int | None, json_fi
             encoder = load_tokenizer(tokenizer)
             samples = read_forced(data, lambda text: reference_ids(encoder, text))
             samples = samples[skip:][:limit]
-            tallies = replay(samples, progress=status.update)
+            tallies = replay(samples, chosen=policies(alike_ids(encoder)), progress=status.update)
         figures = {
             name: {str(width): tally.to_json() for width, tally in by_width.items()}
             for name, by_width in tallies.items()

@@ -1,4 +1,4 @@
-"""The loop: draft, verify in one forward pass, keep the agreeing prefix, take one more id for free."""
+"""The loop: draft, verify in one forward pass, keep the longest agreeing prefix, take one more id for free."""
 
 from __future__ import annotations
 
@@ -20,11 +20,21 @@ class Verifier(Protocol):
     def prefill(self, prompt_ids: Sequence[int]) -> int:
         """Read the prompt and return the id that follows it."""
 
-    def draft_room(self, position: int) -> int:
-        """Return how many drafted ids a step at `position` may hold."""
+    @property
+    def candidates(self) -> int:
+        """Number of drafts that one step checks side by side."""
 
-    def verify(self, position: int, ids: Sequence[int]) -> list[int]:
-        """Read `ids` at `position` and after; return the id that follows each, or each of the first few."""
+    def draft_room(self, position: int) -> int:
+        """Return how many drafted ids a candidate at `position` may hold."""
+
+    def verify(self, position: int, candidates: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Read candidates side by side, each at `position` and after, all with the same first id.
+
+        Return for each candidate the ids that follow each of its ids, or each of its first few.
+        """
+
+    def keep(self, candidate: int) -> None:
+        """Let the context be what the last step read of this candidate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +43,7 @@ class Step:
 
     Attributes:
         ids: the accepted ids, at least one; an end-of-sequence id comes last.
-        drafted: ids that the model checked.
+        drafted: ids that the model checked, of all drafts together.
         accepted: drafted ids that are in the output.
         draft_s: seconds spent on the proposal.
         verify_s: seconds spent in the model.
@@ -79,16 +89,21 @@ def greedy_decode(
         position = len(prompt_ids) + produced - 1  # where `last` stands
         room = min(model.draft_room(position), max_tokens - produced - 1)
         started = time.perf_counter()
-        draft = usable_draft(drafter.propose(room), room, model.vocab_size)
+        proposals = drafter.propose(room, model.candidates)[: model.candidates]
+        drafts = [usable_draft(draft, room, model.vocab_size) for draft in proposals] or [[]]
         proposed = time.perf_counter()
-        predicted = model.verify(position, [last, *draft])
+        predicted = model.verify(position, [[last, *draft] for draft in drafts])
+        agreed = [agreed_length(*pair) for pair in zip(drafts, predicted, strict=True)]
+        best = max(range(len(drafts)), key=agreed.__getitem__)
+        model.keep(best)
         verified = time.perf_counter()
-        agreed = agreed_length(draft, predicted)
-        ids = cut_after_eos(predicted[: agreed + 1], eos_ids)
+        ids = cut_after_eos(predicted[best][: agreed[best] + 1], eos_ids)
         drafter.extend(ids)
         produced += len(ids)
         last = ids[-1]
-        yield Step(ids, len(draft), min(agreed, len(ids)), proposed - started, verified - proposed)
+        yield Step(
+            ids, sum(map(len, drafts)), min(agreed[best], len(ids)), proposed - started, verified - proposed
+        )
 
 
 def usable_draft(draft: Sequence[int], room: int, vocab_size: int) -> list[int]:

@@ -1,171 +1,125 @@
-"""Longest-suffix matching: where the last ids of the output occurred before.
+"""Where the last ids of the output occurred before: hash chains over n-grams, as in LZ77.
 
-A suffix automaton holds every substring of a sequence of ids. Feeding it the output id by id keeps
-the longest suffix of the output that occurs in the sequence, in amortised constant time per id: no
-rescan, no limit on the length of a match. Each state also knows where its substrings ended last,
-because on real outputs the most recent occurrence continues the right way most often.
+For n-grams of a few sizes an index knows where each occurred last, and for each occurrence where the one before
+was. Following a chain gives the most recent places first, and following that of the longest n-gram first gives
+the longest matches among many. Appending an id is a few dictionary entries, so an index grows with the output.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
-_ROOT = 0
+MOST_LENGTH = 8  # ids of context that are compared; a longer match tells no more about what follows
+_SIZES = (4, 2, 1)  # n-grams that have chains, longest first
+_ALIKE = 0  # in place of a size: one id, up to its likeness to others
+_MOST_VISITED = 256  # places of one chain that are looked at
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
-    """A place to copy from: `length` ids of context agree, and `ids[end:]` is what followed them."""
+class Match(NamedTuple):
+    """A place to copy from: `length` ids before `end` agree with the output, and `ids[end:]` followed them."""
 
     length: int
     ids: Sequence[int]
     end: int
 
     def continuation(self, count: int) -> list[int]:
-        """Return up to `count` ids that followed the match."""
+        """Return up to `count` ids that followed."""
         return list(self.ids[self.end : self.end + count])
 
 
-class Cursor(Protocol):
-    """Follows the output and knows where its longest suffix occurs in one source."""
+class NgramIndex:
+    """A growing sequence of ids in which n-grams are found; one that no longer grows may be shared.
 
-    def extend(self, token_id: int) -> None:
-        """Follow the output by one id."""
-
-    @property
-    def match(self) -> Match:
-        """The longest match, at its most recent occurrence; of length 0 where nothing matches."""
-
-
-class _SuffixAutomaton:
-    """Every substring of a growing sequence of ids; state 0 is the empty string.
-
-    Per state: the transitions, the suffix link, the length of its longest substring, and the end of an
-    occurrence (the number of ids up to and including it).
+    Args:
+        ids: to begin with.
+        alike: for each id the one that stands for all ids like it; None where no two ids are alike.
     """
 
-    def __init__(self) -> None:
-        self.transitions: list[dict[int, int]] = [{}]
-        self.link = [-1]
-        self.length = [0]
-        self.last_end = [0]
-        self.whole = _ROOT  # the state of the sequence itself
-
-    def append(self, token_id: int) -> int:
-        """Append an id; return the state of the longest suffix that also occurs earlier."""
-        added = self._add_state(self.length[self.whole] + 1, {}, self.length[self.whole] + 1)
-        state = self.whole
-        while state >= 0 and token_id not in self.transitions[state]:
-            self.transitions[state][token_id] = added
-            state = self.link[state]
-        self.link[added] = _ROOT if state < 0 else self._suffix_state(state, token_id)
-        self.whole = added
-        return self.link[added]
-
-    def step(self, state: int, length: int, token_id: int) -> tuple[int, int]:
-        """Move a match of `length` ids at `state` on by one id; return the new state and length."""
-        while state != _ROOT and token_id not in self.transitions[state]:
-            state = self.link[state]
-            length = self.length[state]
-        following = self.transitions[state].get(token_id)
-        return (_ROOT, 0) if following is None else (following, length + 1)
-
-    def _suffix_state(self, state: int, token_id: int) -> int:
-        following = self.transitions[state][token_id]
-        if self.length[following] == self.length[state] + 1:
-            return following
-        clone = self._add_state(
-            self.length[state] + 1, dict(self.transitions[following]), self.last_end[following]
-        )
-        self.link[clone] = self.link[following]
-        self.link[following] = clone
-        while state >= 0 and self.transitions[state].get(token_id) == following:
-            self.transitions[state][token_id] = clone
-            state = self.link[state]
-        return clone
-
-    def _add_state(self, length: int, transitions: dict[int, int], last_end: int) -> int:
-        self.transitions.append(transitions)
-        self.link.append(_ROOT)
-        self.length.append(length)
-        self.last_end.append(last_end)
-        return len(self.link) - 1
-
-
-class ReferenceIndex:
-    """An immutable index over the ids of one reference; build it once, share it between requests."""
-
-    def __init__(self, ids: Iterable[int]) -> None:
-        self.ids = tuple(ids)
-        self._automaton = _SuffixAutomaton()
-        for token_id in self.ids[:-1]:  # a match that ends with the last id would have nothing to copy
-            self._automaton.append(token_id)
-        self._propagate_last_ends()
+    def __init__(self, ids: Iterable[int] = (), alike: Sequence[int] | None = None) -> None:
+        self.ids: list[int] = []
+        self._alike = alike
+        self._sizes = _SIZES if alike is None else (*_SIZES, _ALIKE)
+        self._latest: dict[int, int] = {}  # by n-gram: the end of its most recent occurrence
+        self._earlier = {
+            size: array("q") for size in self._sizes
+        }  # by end - 1: the end of the one before, or 0
+        for token_id in ids:
+            self.append(token_id)
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def cursor(self) -> ReferenceCursor:
-        """Return a cursor that follows one output through this reference."""
-        return ReferenceCursor(self.ids, self._automaton)
+    def append(self, token_id: int) -> None:
+        """Append an id."""
+        self.ids.append(token_id)
+        end = len(self.ids)
+        for size in self._sizes:
+            key = self._key(self.ids, size) if size <= end else None
+            self._earlier[size].append(0 if key is None else self._latest.get(key, 0))
+            if key is not None:
+                self._latest[key] = end
 
-    def _propagate_last_ends(self) -> None:
-        automaton = self._automaton
-        by_length = sorted(range(1, len(automaton.link)), key=automaton.length.__getitem__, reverse=True)
-        for state in by_length:
-            link = automaton.link[state]
-            if link != _ROOT:
-                automaton.last_end[link] = max(automaton.last_end[link], automaton.last_end[state])
+    def matches(self, output: Sequence[int], size: int) -> Iterator[Match]:
+        """Yield where the output's last `size` ids occurred, most recent first; their lengths count further ids."""
+        end = self._latest.get(self._key(output, size), 0)
+        for _ in range(_MOST_VISITED):
+            if not end:
+                return
+            if end < len(self.ids):
+                length = self._agreement(output, end)
+                if length >= size:  # else another n-gram has the same hash
+                    yield Match(length, self.ids, end)
+            end = self._earlier[size][end - 1]
+
+    def matches_alike(self, output: Sequence[int]) -> Iterator[Match]:
+        """Yield where an id like the output's last occurred, most recent first; their lengths are 0."""
+        if self._alike is not None:
+            for match in self.matches(output, _ALIKE):
+                yield match._replace(length=0)
+
+    def holds(self, ids: Sequence[int]) -> bool:
+        """Return whether ids occur here one after another; only the most recent places are looked at."""
+        size = next((size for size in _SIZES if size <= len(ids)), None)
+        return size is not None and any(
+            match.ids[match.end - size : match.end - size + len(ids)] == list(ids)
+            for match in self.matches(ids[:size], size)
+        )
+
+    def _agreement(self, output: Sequence[int], end: int) -> int:
+        """Return how many ids before `end` are the output's last, at most MOST_LENGTH."""
+        ids, most = self.ids, min(MOST_LENGTH, end, len(output))
+        length = 0
+        while length < most and ids[end - 1 - length] == output[-1 - length]:
+            length += 1
+        return length
+
+    def _key(self, ids: Sequence[int], size: int) -> int:
+        if size == 1:
+            return hash(ids[-1])
+        if size != _ALIKE:
+            return hash(tuple(ids[-size:]))
+        alike, last = self._alike, ids[-1]
+        assert alike is not None
+        return hash((alike[last] if 0 <= last < len(alike) else last, "alike"))
 
 
-class ReferenceCursor:
-    """The longest suffix of the output that occurs in one reference."""
+def matches(indexes: Sequence[NgramIndex], output: Sequence[int], most: int) -> list[Match]:
+    """Return up to `most` places where the output's last ids occurred.
 
-    def __init__(self, ids: Sequence[int], automaton: _SuffixAutomaton) -> None:
-        self._ids = ids
-        self._automaton = automaton
-        self._state = _ROOT
-        self._length = 0
-
-    def extend(self, token_id: int) -> None:
-        """Follow the output by one id."""
-        self._state, self._length = self._automaton.step(self._state, self._length, token_id)
-
-    @property
-    def match(self) -> Match:
-        """The longest match, at its most recent occurrence; of length 0 where nothing matches."""
-        return Match(self._length, self._ids, self._automaton.last_end[self._state])
-
-
-class OutputCursor:
-    """The longest suffix of the output that occurs earlier in the output itself.
-
-    Keeping the ends of occurrences recent takes time in the number of suffixes that repeat: few in a text,
-    up to the length of the output where it is one id over and over.
+    Those where four agree come first, then two, then one; among them the first index's, most recent first.
     """
-
-    def __init__(self) -> None:
-        self._ids: list[int] = []
-        self._automaton = _SuffixAutomaton()
-        self._match = Match(0, self._ids, 0)
-
-    def extend(self, token_id: int) -> None:
-        """Append one id to the output."""
-        self._ids.append(token_id)
-        automaton = self._automaton
-        state = automaton.append(token_id)
-        self._match = Match(automaton.length[state], self._ids, automaton.last_end[state])
-        while state != _ROOT:
-            automaton.last_end[state] = len(self._ids)
-            state = automaton.link[state]
-
-    @property
-    def match(self) -> Match:
-        """The longest match, at its most recent earlier occurrence."""
-        return self._match
+    found: dict[tuple[int, int], Match] = {}
+    for size in _SIZES:
+        if len(output) >= size:
+            for number, index in enumerate(indexes):
+                for match in index.matches(output, size):
+                    found.setdefault((number, match.end), match)
+                    if len(found) == most:
+                        return list(found.values())
+    return list(found.values())
 
 
 class IndexCache:
@@ -173,18 +127,20 @@ class IndexCache:
 
     Args:
         most_ids: ids of all indexes together; each takes about 450 bytes.
+        alike: see `NgramIndex`.
     """
 
-    def __init__(self, most_ids: int) -> None:
+    def __init__(self, most_ids: int, alike: Sequence[int] | None = None) -> None:
         self._most_ids = most_ids
-        self._indexes: OrderedDict[Hashable, ReferenceIndex] = OrderedDict()
+        self._alike = alike
+        self._indexes: OrderedDict[Hashable, NgramIndex] = OrderedDict()
         self.ids = 0
 
-    def get(self, key: Hashable, ids: Callable[[], Iterable[int]]) -> ReferenceIndex:
+    def get(self, key: Hashable, ids: Callable[[], Iterable[int]]) -> NgramIndex:
         """Return the index that has this key, made from `ids()` where there is none."""
         index = self._indexes.pop(key, None)
         if index is None:
-            index = ReferenceIndex(ids())
+            index = NgramIndex(ids(), self._alike)
             self.ids += len(index)
         self._indexes[key] = index
         while self.ids > self._most_ids and len(self._indexes) > 1:

@@ -21,14 +21,16 @@ def naive_greedy(
     return output
 
 
-def naive_longest_match(output: Sequence[int], source: Sequence[int]) -> tuple[int, int]:
-    """Return length and end of the longest suffix of `output` in `source`, most recent occurrence.
+def naive_matches(output: Sequence[int], source: Sequence[int], most_length: int) -> dict[int, int]:
+    """Return where the output's last id occurs in `source`: how many ids before each end agree, by end.
 
-    The last id of `source` is no end of a match, for nothing follows it; (0, 0) where nothing matches.
+    The last id of `source` is no end of a match, for nothing follows it.
     """
-    for length in range(min(len(output), len(source) - 1), 0, -1):
-        suffix = list(output[-length:])
-        for end in range(len(source) - 1, length - 1, -1):
-            if list(source[end - length : end]) == suffix:
-                return length, end
-    return 0, 0
+    found = {}
+    for end in range(1, len(source)):
+        length = 0
+        while length < min(most_length, end, len(output)) and source[end - 1 - length] == output[-1 - length]:
+            length += 1
+        if length:
+            found[end] = length
+    return found

@@ -16,6 +16,7 @@ _IDENTIFYING = (
     "device",
     "dtype",
     "width",
+    "candidates",
     "max_context",
     "model_kwargs",
     "max_tokens",

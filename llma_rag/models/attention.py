@@ -27,7 +27,7 @@ _WITHOUT_EFFECT = frozenset(
 
 
 def additive_mask(*args: Any, dtype: torch.dtype = torch.float32, **kwargs: Any) -> torch.Tensor:
-    """Return the mask (1, 1, rows, view) that is 0 where a row may look and the dtype's minimum elsewhere.
+    """Return the mask (batch, 1, rows, view) that is 0 where a row may look and the dtype's minimum elsewhere.
 
     The minimum, not -inf: a padding row beyond the view may see nothing, and must not become NaN.
     """
@@ -50,23 +50,23 @@ def folded_attention(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attend from (1, heads, rows, dim) to (1, key heads, view, dim); return (1, rows, heads, dim).
+    """Attend from (batch, heads, rows, dim) to (batch, key heads, view, dim); return (batch, rows, heads, dim).
 
     Raises:
         UnsupportedModelError: the model passes an argument that would change the result.
     """
     _refuse_unknown_arguments(module, attention_mask, kwargs)
     assert attention_mask is not None
-    heads, rows = query.shape[1], query.shape[2]
+    batch, heads, rows = query.shape[:3]
     key_heads = key.shape[1]
     groups = heads // key_heads
-    folded = query.reshape(1, key_heads, groups * rows, query.shape[3])
+    folded = query.reshape(batch, key_heads, groups * rows, query.shape[3])
     mask = _folded_mask(attention_mask, groups)
     if softcap is None:
         attended = scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scaling)
     else:
         attended = _softcapped_attention(folded, key, value, mask, scaling, softcap)
-    return attended.reshape(1, heads, rows, value.shape[3]).transpose(1, 2).contiguous(), None
+    return attended.reshape(batch, heads, rows, value.shape[3]).transpose(1, 2).contiguous(), None
 
 
 def _folded_mask(mask: torch.Tensor, groups: int) -> torch.Tensor:
@@ -89,7 +89,9 @@ def _softcapped_attention(
 ) -> torch.Tensor:
     """Attention with scores squashed to (-softcap, softcap), computed in fp32 (Gemma 2)."""
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = torch.matmul(query.float(), key.float().transpose(2, 3)) * scale  # (1, key heads, rows, view)
+    scores = (
+        torch.matmul(query.float(), key.float().transpose(2, 3)) * scale
+    )  # (batch, key heads, rows, view)
     weights = torch.softmax(softcap * torch.tanh(scores / softcap) + mask.float(), dim=-1)
     return torch.matmul(weights, value.float()).to(query.dtype)
 

@@ -1,4 +1,4 @@
-"""The width that is best here: a short measurement of steps, and the best one that passes the probe."""
+"""The step that is best here: a short measurement of several shapes, and the best one that passes the probe."""
 
 from __future__ import annotations
 
@@ -14,10 +14,21 @@ from transformers import PreTrainedModel
 from llma_rag.errors import ModelError
 from llma_rag.files import cache_path, write_atomically
 from llma_rag.models.probe import Verdict, cached_probe, fingerprint, require_agreement
-from llma_rag.models.runner import ModelRunner
+from llma_rag.models.runner import ModelRunner, StepShape
 
-_WIDTHS = {"cpu": (8, 16, 4), "cuda": (16, 8, 32)}  # candidates; on equal terms in this order
-_EXPECTED_TOKENS = {4: 1.96, 8: 2.26, 16: 2.41, 32: 2.46}  # per pass, mean of three data sets; see speed.md
+# Candidates for a device; on equal terms in this order. Drafts side by side are for where rows are cheap.
+_SHAPES = {
+    "cpu": (StepShape(1, 8), StepShape(1, 16), StepShape(1, 4)),
+    "cuda": (StepShape(1, 16), StepShape(1, 8), StepShape(1, 32), StepShape(4, 8), StepShape(4, 16)),
+}
+_WIDTHS = (16, 8, 32)  # where only the number of drafts side by side is given
+# Tokens per pass, geometric mean over three data sets; see speed.md.
+_EXPECTED_TOKENS = {
+    1: {4: 2.12, 8: 2.53, 16: 2.76, 32: 2.85},
+    2: {4: 2.24, 8: 2.71, 16: 2.97, 32: 3.08},
+    4: {4: 2.32, 8: 2.83, 16: 3.12, 32: 3.23},
+    8: {4: 2.38, 8: 2.93, 16: 3.23, 32: 3.36},
+}
 _ABOUT_EQUAL = 0.95  # a wider step that is almost as good is better where more is copied than in those
 _CONTEXT = 1000  # positions before the measured steps, where the context has so many
 _ROUNDS = 7
@@ -28,18 +39,18 @@ class Calibration:
     """What a verify step costs here.
 
     Attributes:
-        step_s: seconds by width, medians.
+        step_s: seconds by shape, medians.
     """
 
-    step_s: dict[int, float]
+    step_s: dict[StepShape, float]
 
     @property
-    def ranked(self) -> list[int]:
-        """Widths, best first: most expected tokens per second; of those about equal to the best, the widest."""
-        rate = {width: _EXPECTED_TOKENS[width] / seconds for width, seconds in self.step_s.items()}
+    def ranked(self) -> list[StepShape]:
+        """Shapes, best first: most expected tokens per second; of those about equal to the best, the widest."""
+        rate = {shape: _expected_tokens(shape) / seconds for shape, seconds in self.step_s.items()}
         by_rate = sorted(rate, key=rate.__getitem__, reverse=True)
-        equal = [width for width in by_rate if rate[width] >= _ABOUT_EQUAL * rate[by_rate[0]]]
-        return sorted(equal, reverse=True) + by_rate[len(equal) :]
+        equal = [shape for shape in by_rate if rate[shape] >= _ABOUT_EQUAL * rate[by_rate[0]]]
+        return sorted(equal, key=_expected_tokens, reverse=True) + by_rate[len(equal) :]
 
 
 def exact_runner(
@@ -48,8 +59,9 @@ def exact_runner(
     max_context: int | None,
     threads: int,
     prefix_cache_bytes: int = 0,
+    candidates: int | None = None,
 ) -> tuple[ModelRunner, Verdict, Calibration | None]:
-    """Return a runner at the best width that passes the probe; without one, a runner that must not draft.
+    """Return a runner at the best shape that passes the probe; without one, a runner that must not draft.
 
     Args:
         model: to run.
@@ -57,17 +69,29 @@ def exact_runner(
         max_context: see `ModelRunner`.
         threads: see `ModelRunner`.
         prefix_cache_bytes: see `ModelRunner`.
+        candidates: drafts side by side; None chooses, 1 where the width is given.
 
     Raises:
         UnsupportedModelError: the architecture cannot be decoded exactly.
         ModelError: the width that was asked for is not exact here, or the KV memory does not fit.
     """
-    candidates = _WIDTHS.get(model.device.type, _WIDTHS["cpu"]) if width is None else (width,)
-    runner = ModelRunner(model, candidates[0], max_context, threads, prefix_cache_bytes)
+    shapes = _shapes(model.device.type, width, candidates)
+
+    def make(shape: StepShape) -> ModelRunner:
+        return ModelRunner(
+            model, shape.width, max_context, threads, prefix_cache_bytes, candidates=shape.candidates
+        )
+
+    runner: ModelRunner | None = make(shapes[0])
+    assert runner is not None
     require_agreement(runner)
-    calibration = cached_calibration(runner, candidates) if width is None else None
+    calibration = cached_calibration(runner, shapes) if width is None else None
     failed = []
-    for runner.width in calibration.ranked if calibration else candidates:
+    for shape in calibration.ranked if calibration else shapes:
+        if runner is None or runner.candidates != shape.candidates:
+            runner = None  # its memory is needed
+            runner = make(shape)
+        runner.width = shape.width
         verdict = cached_probe(runner)
         if verdict.exact:
             return runner, verdict, calibration
@@ -77,37 +101,64 @@ def exact_runner(
             f"steps of width {width} are not exact here ({failed[0].mismatched} of {failed[0].rows} rows "
             "differ); use another width, multiples of 8 are the safest, or width=None to choose"
         )
+    if runner.candidates != failed[0].candidates:
+        runner = None
+        runner = make(StepShape(failed[0].candidates, failed[0].width))
     runner.width = failed[0].width
     return runner, failed[0], calibration
 
 
-def calibrate(runner: ModelRunner, widths: Sequence[int]) -> Calibration:
-    """Measure steps of each width, interleaved; the KV memory is zeroed afterwards."""
-    widths = [width for width in widths if 2 * width <= runner.context_length]
-    position = min(_CONTEXT, runner.context_length - 2 * max(widths, default=0))
+def calibrate(runner: ModelRunner, shapes: Sequence[StepShape]) -> Calibration:
+    """Measure steps of each shape, interleaved; the runner's KV memory is zeroed afterwards."""
+    shapes = [shape for shape in shapes if 2 * shape.width <= runner.context_length]
+    position = min(_CONTEXT, runner.context_length - 2 * max((shape.width for shape in shapes), default=0))
+    runners = {runner.candidates: runner}
+    for candidates in {shape.candidates for shape in shapes} - runners.keys():
+        with suppress(ModelError):  # a memory for so many does not fit: they are not to be had
+            runners[candidates] = runner.smaller(position, candidates)
+    shapes = [shape for shape in shapes if shape.candidates in runners]
     before = runner.width
-    seconds: dict[int, list[float]] = {width: [] for width in widths}
+    seconds: dict[StepShape, list[float]] = {shape: [] for shape in shapes}
     try:
         for _ in range(_ROUNDS + 1):
-            for runner.width in widths:
+            for shape in shapes:
+                measured = runners[shape.candidates]
+                measured.width = shape.width
                 started = time.perf_counter()
-                runner.verify(position, [0])
-                seconds[runner.width].append(time.perf_counter() - started)
+                measured.verify(position, [[0]])
+                measured.keep(0)
+                seconds[shape].append(time.perf_counter() - started)
     finally:
         runner.width = before
         runner.zero_memory()
-    return Calibration({width: median(measured[1:]) for width, measured in seconds.items()})
+    return Calibration({shape: median(several[1:]) for shape, several in seconds.items()})
 
 
-def cached_calibration(runner: ModelRunner, widths: Sequence[int]) -> Calibration:
+def cached_calibration(runner: ModelRunner, shapes: Sequence[StepShape]) -> Calibration:
     """Return the step costs for this model, device, dtype, threads and versions, measured once."""
-    path = cache_path("calibration") / f"{fingerprint(runner, widths=widths)}.json"
-    with suppress(OSError, ValueError, TypeError, AttributeError):  # never measured, or damaged: measure
-        read = {int(width): float(seconds) for width, seconds in json.loads(path.read_bytes()).items()}
-        if read and set(read) <= set(widths):
+    named = {str(shape): shape for shape in shapes}
+    path = cache_path("calibration") / f"{fingerprint(runner, shapes=sorted(named))}.json"
+    with suppress(OSError, ValueError, TypeError, AttributeError, KeyError):  # never measured, or damaged
+        read = {named[name]: float(seconds) for name, seconds in json.loads(path.read_bytes()).items()}
+        if read:
             return Calibration(read)
-    calibration = calibrate(runner, widths)
+    calibration = calibrate(runner, shapes)
     with suppress(OSError):  # a cache that cannot be written costs the next measurement, no more
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(calibration.step_s).encode())
+        step_s = {str(shape): seconds for shape, seconds in calibration.step_s.items()}
+        write_atomically(path, json.dumps(step_s).encode())
     return calibration
+
+
+def _shapes(device: str, width: int | None, candidates: int | None) -> Sequence[StepShape]:
+    """Return the shapes to choose from."""
+    if width is not None:
+        return (StepShape(candidates or 1, width),)
+    if candidates is not None:
+        return tuple(StepShape(candidates, width) for width in _WIDTHS)
+    return _SHAPES.get(device, _SHAPES["cpu"])
+
+
+def _expected_tokens(shape: StepShape) -> float:
+    by_width = _EXPECTED_TOKENS[max(count for count in _EXPECTED_TOKENS if count <= shape.candidates)]
+    return by_width[shape.width]

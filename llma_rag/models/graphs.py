@@ -22,7 +22,8 @@ class StaticSteps:
     """Steps by width and view, each with its own input tensor.
 
     Args:
-        compute: from inputs (3, rows) of ids, positions and slots, and a view, to logits (rows, vocab).
+        compute: from inputs (candidates + 2, rows), each candidate's ids, positions and slots, and a view, to logits
+            (candidates, rows, vocab).
         device: where the inputs are.
         record: records a pass.
     """
@@ -36,11 +37,11 @@ class StaticSteps:
         self._steps: dict[tuple[int, int], tuple[torch.Tensor, Run]] = {}
 
     def __call__(
-        self, ids: Sequence[int], positions: Sequence[int], slots: Sequence[int], view: int
+        self, candidates: Sequence[Sequence[int]], positions: Sequence[int], slots: Sequence[int], view: int
     ) -> torch.Tensor:
-        """Return the logits (rows, vocab) of a step."""
-        given = torch.tensor([ids, positions, slots])
-        key = (len(ids), view)
+        """Return the logits (candidates, rows, vocab) of a step."""
+        given = torch.tensor([*candidates, positions, slots])
+        key = (len(positions), view)
         if key not in self._steps:
             inputs = given.to(self._device)
             self._steps[key] = inputs, self._record(lambda: self._compute(inputs, view))

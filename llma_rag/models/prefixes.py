@@ -16,7 +16,7 @@ import torch
 from llma_rag.models.memory import PREFILL_BLOCK
 
 BlockKey = bytes
-Block = list[torch.Tensor]  # keys and values of every layer, (1, heads, PREFILL_BLOCK, dim)
+Block = list[torch.Tensor]  # what the memory keeps, each (heads, PREFILL_BLOCK, dim)
 
 
 def block_keys(ids: Sequence[int]) -> list[BlockKey]:

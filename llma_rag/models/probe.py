@@ -25,7 +25,7 @@ from llma_rag.models.linears import cpu_computes_in_bf16
 from llma_rag.models.memory import view_at
 from llma_rag.models.runner import ModelRunner
 
-_FORMAT = 4  # raise it when the probe or the passes change
+_FORMAT = 5  # raise it when the probe or the passes change
 _MIN_AGREEMENT = 0.97  # cosine of our logits with the model's own forward
 
 
@@ -34,16 +34,18 @@ class Verdict:
     """Whether verify steps of a width are exact here.
 
     Attributes:
-        width: positions per verify step.
+        width: positions per candidate of a verify step.
         exact: every logit compared was bit-equal.
         rows: rows compared.
         mismatched: rows with a differing logit.
+        candidates: drafts that a verify step checks side by side.
     """
 
     width: int
     exact: bool
     rows: int
     mismatched: int
+    candidates: int = 1
 
 
 def probe(runner: ModelRunner, *, seed: int = 0) -> Verdict:
@@ -62,12 +64,14 @@ def probe(runner: ModelRunner, *, seed: int = 0) -> Verdict:
                 mismatched += int((~equal).sum())
     finally:
         runner.zero_memory()
-    return Verdict(runner.width, exact=rows > 0 and mismatched == 0, rows=rows, mismatched=mismatched)
+    return Verdict(runner.width, rows > 0 and mismatched == 0, rows, mismatched, runner.candidates)
 
 
 def cached_probe(runner: ModelRunner) -> Verdict:
     """Return the verdict for this model geometry, device, dtype, width, threads and versions."""
-    path = cache_path("probes") / f"{fingerprint(runner, width=runner.width)}.json"
+    path = (
+        cache_path("probes") / f"{fingerprint(runner, width=runner.width, candidates=runner.candidates)}.json"
+    )
     verdict = _read_verdict(path)
     if verdict is None:
         verdict = probe(runner)
@@ -126,12 +130,18 @@ def _irregular_chunks(length: int, width: int, random: Random) -> list[int]:
 def _logits_by_chunks(
     runner: ModelRunner, start: int, ids: Sequence[int], chunks: Iterable[int], random: Random
 ) -> torch.Tensor:
-    """Return the logits (len(ids), vocab), computed chunk after chunk among random padding."""
+    """Return the logits (len(ids), vocab), computed chunk after chunk as any candidate, among random ids."""
     logits, done = [], 0
     for size in chunks:
-        padding = [random.randrange(runner.vocab_size) for _ in range(runner.width - size)]
-        step = runner.verify_logits(start + done, ids[done : done + size], padding)
-        logits.append(step[:size])
+        chunk = ids[done : done + size]
+        candidates = [
+            [chunk[0], *(random.randrange(runner.vocab_size) for _ in range(runner.width - 1))]
+            for _ in range(runner.candidates)
+        ]
+        chosen = random.randrange(runner.candidates)
+        candidates[chosen][:size] = chunk
+        logits.append(runner.step_logits(start + done, candidates)[chosen, :size])
+        runner.keep(chosen)
         done += size
     return torch.cat(logits)
 

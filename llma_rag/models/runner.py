@@ -1,15 +1,16 @@
 """A causal language model run in exactly two shapes: aligned prefill blocks and verify steps.
 
 A prefill block is `PREFILL_BLOCK` positions, but for the last one of a prompt, whose length the prompt alone
-decides; a verify step is always `width` positions, padded where there is less to do. What a position computes
-therefore does not depend on how many drafted ids stand beside it, and decoding with drafts is bit-identical to
-decoding without.
+decides; a verify step is always `candidates` times `width` positions, padded where there is less to do. What a
+position computes therefore does not depend on how many drafted ids stand beside it, and decoding with drafts is
+bit-identical to decoding without.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from contextlib import nullcontext
+from typing import Any, NamedTuple, NoReturn
 
 import psutil
 import torch
@@ -21,12 +22,28 @@ from llma_rag.models.graphs import Record, StaticSteps, cuda_graphs
 from llma_rag.models.memory import PREFILL_BLOCK, LayerShape, SlotMemory, view_at
 from llma_rag.models.prefixes import BlockKey, PrefixCache, block_keys
 from llma_rag.models.rules import Rules
+from llma_rag.models.states import HiddenStates, state_layer
 from llma_rag.models.support import context_limit, require_supported, sliding_layers
 
 DEFAULT_MAX_CONTEXT = 8192  # positions; more is a choice, because the KV memory is allocated at load
 _MAX_WIDTH = 64
+_MAX_CANDIDATES = 16
 _TAIL_STEP = 16  # rows by which the last block of a prompt is shorter, where its ids leave room
 _PADDING_ID = 0
+
+
+class StepShape(NamedTuple):
+    """What a verify step computes: drafts side by side, and positions of each.
+
+    >>> str(StepShape(4, 16))
+    '4x16'
+    """
+
+    candidates: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.candidates}x{self.width}" if self.candidates > 1 else str(self.width)
 
 
 class ModelRunner:
@@ -39,6 +56,7 @@ class ModelRunner:
         threads: CPU threads per operation, a part of the shape; None takes torch's current number.
         prefix_cache_bytes: for prefill blocks that later prompts may begin with.
         record: records verify steps; None makes CUDA graphs of them where the model is on one GPU.
+        candidates: drafts that a verify step checks side by side; each takes a KV memory.
 
     Raises:
         UnsupportedModelError: the architecture cannot be decoded exactly.
@@ -53,10 +71,12 @@ class ModelRunner:
         threads: int | None = None,
         prefix_cache_bytes: int = 0,
         record: Record | None = None,
+        candidates: int = 1,
     ) -> None:
         require_supported(model)
         self.model = model.eval()
         self.width = _checked_width(width)
+        self.candidates = _checked_candidates(candidates)
         self._config = model.config.get_text_config(decoder=True)
         self._exchanges_experts = model._can_set_experts_implementation()
         self.device = model.device
@@ -66,12 +86,16 @@ class ModelRunner:
         _use_full_precision(self.device, self.dtype)
         self.vocab_size = int(self._config.vocab_size)
         self.context_length = _checked_context(context_limit(self._config), max_context, width)
-        shapes = self._layer_shapes()
+        layer = state_layer(model)
+        shapes, states = self._layer_shapes(layer and layer[1])
         slots = view_at(self.context_length - 1) + _MAX_WIDTH  # padding rows write beyond the last view
         self._slots = slots
-        self.kv_bytes = slots * sum(shape.bytes_per_slot for shape in shapes)
+        kept = shapes if states is None else [*shapes, states]
+        self.kv_bytes = slots * candidates * sum(shape.bytes_per_slot for shape in kept)
         _require_free_memory(self.kv_bytes + prefix_cache_bytes, self.context_length, self.device)
-        self._memory = SlotMemory(shapes, slots)
+        self._memory = SlotMemory(shapes, slots, candidates, states)
+        self.states = HiddenStates(layer[1], self._memory) if layer and states else None
+        self._stepped_at = 0  # position of the last verify step
         self.prefixes = PrefixCache(prefix_cache_bytes)
         self._resident: dict[int, BlockKey] = {}  # by number: the prefill blocks that the slots hold
         self._static_steps: StaticSteps | None = None
@@ -93,6 +117,11 @@ class ModelRunner:
             self.recording = "steps are recorded" if agree else "failed: a recorded step differs"
             self._static_steps = steps if agree else None
         self.zero_memory()
+
+    def smaller(self, context_length: int, candidates: int) -> ModelRunner:
+        """Return another runner of the model, for steps at up to `context_length`."""
+        most = min(self.context_length, context_length + 2 * _MAX_WIDTH)
+        return ModelRunner(self.model, self.width, most, self.threads, candidates=candidates)
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -145,6 +174,8 @@ class ModelRunner:
             if number < len(keys):
                 self._remember_block(number, keys[number])
         self.prefixes.touch(keys)
+        if self.states is not None:
+            self.states.begin(len(prompt_ids))
         if rules:
             logits = rules.apply(logits[None], prompt_ids)[0]
         return int(logits.argmax())
@@ -182,60 +213,70 @@ class ModelRunner:
         return min(self.width, view_at(position) - position, self.context_length - position) - 1
 
     def verify(
-        self, position: int, ids: Sequence[int], *, rules: Rules | None = None, before: Sequence[int] = ()
-    ) -> list[int]:
-        """Read `ids` at `position` and after; return the id that follows each of them.
+        self,
+        position: int,
+        candidates: Sequence[Sequence[int]],
+        *,
+        rules: Rules | None = None,
+        before: Sequence[int] = (),
+    ) -> list[list[int]]:
+        """Read candidates side by side at `position` and after; return for each the id that follows each of its ids.
 
         Where a drafted id makes the model's numbers overflow, only the first id is read, as without drafts.
 
         Args:
             position: of the first id.
-            ids: the last accepted id, and drafted ones.
+            candidates: at least one, each the last accepted id and drafted ones.
             rules: change the logits.
             before: the ids at the positions below, for the rules.
         """
-        predicted = self._predictions(position, ids, rules, before)
-        if predicted is None and len(ids) > 1:
+        predicted = self._predictions(position, candidates, rules, before)
+        if predicted is None and max(map(len, candidates)) > 1:
             self._memory.zero_slots(position, position + self.width)
-            predicted = self._predictions(position, ids[:1], rules, before)
+            first_ids = [ids[:1] for ids in candidates]
+            predicted = self._predictions(position, first_ids, rules, before)
         if predicted is None:
             self._refuse_overflow()
         return predicted
 
+    def keep(self, candidate: int) -> None:
+        """Let the slots hold, for all candidates, what the last step wrote for this one."""
+        self._memory.keep(candidate, self._stepped_at, self.width)
+
     def _predictions(
-        self, position: int, ids: Sequence[int], rules: Rules | None, before: Sequence[int]
-    ) -> list[int] | None:
+        self, position: int, candidates: Sequence[Sequence[int]], rules: Rules | None, before: Sequence[int]
+    ) -> list[list[int]] | None:
         """Return the ids that follow, None where a number is none."""
-        logits = self.verify_logits(position, ids)
+        logits = self.step_logits(position, candidates)
         if rules:
-            logits = logits[: len(ids)]
-            if not bool(logits.amax(dim=-1).isfinite().all()):
-                return None
-            predicted: list[int] = rules.apply(logits, [*before, *ids]).argmax(dim=-1).tolist()
-            return predicted
-        # (width, 1); the row's NaN where it has one; in fp32, where the CPU is four times as quick as in bf16
+            return _ruled_predictions(logits, candidates, rules, before)
+        # (candidates, width, 1); the row's NaN where it has one; in fp32, where the CPU is four times as quick as in bf16
         best = logits.float().argmax(dim=-1, keepdim=True)
-        finite = logits.gather(1, best).isfinite()
-        found, usable = torch.cat([best, finite], dim=1).T.tolist()  # the step's one transfer to the host
-        return [int(token_id) for token_id in found[: len(ids)]] if all(usable[: len(ids)]) else None
+        finite = logits.gather(2, best).isfinite()
+        read = torch.cat([best, finite], dim=2).tolist()  # the step's one transfer to the host
+        used = [rows[: len(ids)] for rows, ids in zip(read, candidates, strict=False)]
+        if not all(usable for rows in used for _, usable in rows):
+            return None
+        return [[int(token_id) for token_id, _ in rows] for rows in used]
 
     def prefill_block(self, start: int, ids: Sequence[int]) -> torch.Tensor:
         """Compute one aligned block, or the beginning of the last one; return the logits (vocab,) after its last id."""
         rows = -(-len(ids) // _TAIL_STEP) * _TAIL_STEP
         view = start + PREFILL_BLOCK
-        logits = self._forward(start, ids, rows, view, logits_row=len(ids) - 1)  # (1, vocab)
-        return logits[0]
+        logits = self._forward(start, [ids], rows, view, logits_row=len(ids) - 1)  # (1, 1, vocab)
+        return logits[0, 0]
 
-    def verify_logits(
-        self, position: int, ids: Sequence[int], padding: Sequence[int] | None = None
-    ) -> torch.Tensor:
-        """Return the logits (width, vocab) of a verify step; only the first len(ids) rows mean anything.
+    def verify_logits(self, position: int, ids: Sequence[int]) -> torch.Tensor:
+        """Return the logits (width, vocab) of a step with one candidate; the first len(ids) rows mean anything."""
+        return self.step_logits(position, [ids])[0]
 
-        `padding` stands after `ids`, for tests and probes: what it is must not matter.
-        """
-        padded = [*ids, *(padding or ())][: self.width]
+    def step_logits(self, position: int, candidates: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Return the logits (candidates, width, vocab) of a verify step; rows without an id mean nothing."""
+        self._stepped_at = position
+        rows = [ids[: self.width] for ids in candidates[: self.candidates]]
+        rows += [rows[0][:1]] * (self.candidates - len(rows))
         with attention.implementations(self._config, **self._row_independent_experts()):
-            return self._forward(position, padded, self.width, view_at(position), logits_row=None)
+            return self._forward(position, rows, self.width, view_at(position), logits_row=None)
 
     def zero_memory(self) -> None:
         """Forget everything computed so far."""
@@ -258,35 +299,37 @@ class ModelRunner:
 
     @torch.inference_mode()
     def _forward(
-        self, position: int, ids: Sequence[int], rows: int, view: int, logits_row: int | None
+        self, position: int, batch: Sequence[Sequence[int]], rows: int, view: int, logits_row: int | None
     ) -> torch.Tensor:
         self._forget_resident_from(position)
-        padded = [*ids, *[_PADDING_ID] * (rows - len(ids))]
+        padded = [[*ids, *[_PADDING_ID] * (rows - len(ids))] for ids in batch]
         last = self.context_length - 1  # padding rows may reach beyond what the model has positions for
         positions = [min(position + row, last) for row in range(rows)]
         if self._static_steps is not None and logits_row is None:
             return self._static_steps(padded, positions, range(position, position + rows), view)
         self._memory.place(position, view)
-        inputs = torch.tensor([padded, positions], device=self.device)  # (2, rows)
+        inputs = torch.tensor([*padded, positions], device=self.device)  # (batch + 1, rows)
         keep = 0 if logits_row is None else torch.tensor([logits_row], device=self.device)
-        return self._logits(inputs, keep)
+        return self._logits(inputs[:-1], inputs[-1], keep)
 
     def _static_step(self, inputs: torch.Tensor, view: int) -> torch.Tensor:
-        """Return the logits (rows, vocab) for ids, positions and slots, (3, rows), on the device."""
-        self._memory.place_at(inputs[2], view)
-        return self._logits(inputs[:2], 0)
+        """Return the logits (candidates, rows, vocab) for ids, positions and slots, (candidates + 2, rows)."""
+        self._memory.place_at(inputs[-1], view)
+        return self._logits(inputs[:-2], inputs[-2], 0)
 
-    def _logits(self, inputs: torch.Tensor, keep: int | torch.Tensor) -> torch.Tensor:
-        with attention.implementations(self._config, attn=attention.NAME):
+    def _logits(self, ids: torch.Tensor, positions: torch.Tensor, keep: int | torch.Tensor) -> torch.Tensor:
+        """Return the logits (batch, rows, vocab) for ids (batch, rows) at positions (rows,)."""
+        keeping_states = nullcontext() if self.states is None else self.states.kept()
+        with attention.implementations(self._config, attn=attention.NAME), keeping_states:
             output = self.model(
-                input_ids=inputs[:1],
-                position_ids=inputs[1:],
+                input_ids=ids,
+                position_ids=positions.expand(ids.shape),
                 cache=self._memory,
                 use_cache=True,
                 logits_to_keep=keep,
             )
         logits: torch.Tensor = output.logits
-        return logits[0]
+        return logits
 
     def _refuse_overflow(self) -> NoReturn:
         self.zero_memory()  # a number that is none stays one, in every row that multiplies it by zero
@@ -301,11 +344,17 @@ class ModelRunner:
         return {"experts": "batched_mm"} if self._exchanges_experts else {}
 
     @torch.inference_mode()
-    def _layer_shapes(self) -> list[LayerShape]:
-        """Run one position through the model's own cache and read what each layer keeps."""
+    def _layer_shapes(
+        self, state_layer: torch.nn.Module | None
+    ) -> tuple[list[LayerShape], LayerShape | None]:
+        """Run one position through the model's own cache; return what each layer keeps, and the states of one."""
         probe = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        outputs: list[Any] = []
+        hook = state_layer and state_layer.register_forward_hook(lambda _, __, output: outputs.append(output))
         cache = self.model(probe, use_cache=True).cache
-        return [
+        if hook:
+            hook.remove()
+        shapes = [
             LayerShape(
                 heads=layer.keys.shape[1],
                 key_dim=layer.keys.shape[3],
@@ -316,6 +365,22 @@ class ModelRunner:
             )
             for layer, is_sliding in zip(cache.layers, sliding_layers(self._config), strict=True)
         ]
+        for output in outputs:
+            states = output[0] if isinstance(output, tuple) else output  # (1, 1, dim)
+            return shapes, LayerShape(1, 0, states.shape[-1], states.dtype, states.device, is_sliding=False)
+        return shapes, None
+
+
+def _ruled_predictions(
+    logits: torch.Tensor, candidates: Sequence[Sequence[int]], rules: Rules, before: Sequence[int]
+) -> list[list[int]] | None:
+    predicted: list[list[int]] = []
+    for rows, ids in zip(logits, candidates, strict=False):
+        used = rows[: len(ids)]
+        if not bool(used.amax(dim=-1).isfinite().all()):
+            return None
+        predicted.append(rules.apply(used, [*before, *ids]).argmax(dim=-1).tolist())
+    return predicted
 
 
 def _is_on_one_gpu(model: PreTrainedModel) -> bool:
@@ -327,6 +392,14 @@ def _checked_width(width: int) -> int:
     if not 2 <= width <= _MAX_WIDTH:
         raise ModelError(f"width must be from 2 to {_MAX_WIDTH}, got {width}; 8 and 16 are good choices")
     return width
+
+
+def _checked_candidates(candidates: int) -> int:
+    if not 1 <= candidates <= _MAX_CANDIDATES:
+        raise ModelError(
+            f"candidates must be from 1 to {_MAX_CANDIDATES}, got {candidates}; 1 or 4 are good choices"
+        )
+    return candidates
 
 
 def _checked_context(limit: int | None, max_context: int | None, width: int) -> int:
