@@ -265,7 +265,8 @@ class Engine:
             cached_tokens=model.reused,
             forward_passes=output.passes,
             drafted=output.drafted,
-            accepted=output.accepted,
+            accepted=sum(output.accepted_lengths),
+            accepted_lengths=output.accepted_lengths,
             copied_spans=copied_spans(output.text, request.texts),
             timings=timings,
             verdict=self.verdict,
@@ -379,7 +380,8 @@ class _Output:
     def __init__(self, detokenizer: Detokenizer, stop: StopStrings, emit: Callable[[str], None]) -> None:
         self.token_ids: list[int] = []
         self.text = ""
-        self.passes = self.drafted = self.accepted = 0
+        self.passes = self.drafted = 0
+        self.accepted_lengths: list[int] = []
         self._prefill_s = self._draft_s = self._verify_s = 0.0
         self._first_token_at = 0.0
         self._detokenizer = detokenizer
@@ -409,11 +411,11 @@ class _Output:
     def _count(self, step: Step) -> None:
         self.passes += 1
         self.drafted += step.drafted
-        self.accepted += step.accepted
         if self.passes == 1:
             self._prefill_s = step.verify_s
             self._first_token_at = time.perf_counter()
         else:
+            self.accepted_lengths.append(step.accepted)
             self._draft_s += step.draft_s
             self._verify_s += step.verify_s
 

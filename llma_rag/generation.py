@@ -49,6 +49,7 @@ class Generation:
         forward_passes: passes that produced ids; the prefill counts as one.
         drafted: copied ids that the model checked.
         accepted: copied ids that the model agreed with.
+        accepted_lengths: the same by pass, the prefill left out.
         copied_spans: which characters of the text stand in which reference.
         timings: seconds by phase.
         verdict: whether drafts are exact here; where they are not, none were used.
@@ -62,6 +63,7 @@ class Generation:
     forward_passes: int
     drafted: int
     accepted: int
+    accepted_lengths: list[int]
     copied_spans: list[CopiedSpan]
     timings: Timings
     verdict: Verdict

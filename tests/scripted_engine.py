@@ -58,6 +58,10 @@ class _ScriptedRunner:
         self._begin = len(ids)
         return self._answer[0]
 
-    def verify(self, position, ids, **_):
+    def verify(self, position, candidates, **_):
         first = position - self._begin + 1
-        return [self._answer[n] if n < len(self._answer) else 0 for n in range(first, first + len(ids))]
+        following = self._answer[first:] + [0] * self.width
+        return [following[: len(ids)] for ids in candidates]
+
+    def keep(self, candidate):
+        pass

@@ -18,14 +18,19 @@ _PURE_GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One answer by one mode; seconds are wall-clock."""
+    """One answer by one mode; seconds are wall-clock, `accepted_lengths` are drafted ids by pass, prefill left out."""
 
     prefill_s: float
     decode_s: float
     forward_passes: int
     drafted: int
-    accepted: int
+    accepted_lengths: list[int]
     token_ids: list[int]
+
+    @property
+    def accepted(self) -> int:
+        """Drafted ids that are in the answer."""
+        return sum(self.accepted_lengths)
 
 
 class StockModel:
@@ -41,7 +46,7 @@ class StockModel:
         with torch.inference_mode():
             prefill_s = self._timed_prefill(inputs)
             started = self._now()
-            with self._counted_passes() as rows_per_pass:
+            with self._watched_passes() as passes:
                 output = self._model.generate(
                     inputs,
                     attention_mask=torch.ones_like(inputs),
@@ -51,13 +56,15 @@ class StockModel:
                 )
             wall_s = self._now() - started
         token_ids = output[0, len(prompt_ids) :].tolist()
-        passes = len(rows_per_pass)
+        ends = [*(begin for begin, _ in passes[1:]), len(prompt_ids) + len(token_ids) - 1]
+        accepted_lengths = [end - begin - 1 for (begin, _), end in zip(passes, ends, strict=True)]
+        accepted_lengths[0] -= len(prompt_ids) - 1  # the first pass read the prompt, and perhaps a draft
         return Measurement(
             prefill_s=prefill_s,
             decode_s=wall_s - prefill_s,
-            forward_passes=passes,
-            drafted=rows_per_pass[0] - len(prompt_ids) + sum(rows - 1 for rows in rows_per_pass[1:]),
-            accepted=len(token_ids) - passes,
+            forward_passes=len(passes),
+            drafted=passes[0][1] - len(prompt_ids) + sum(rows - 1 for _, rows in passes[1:]),
+            accepted_lengths=accepted_lengths,
             token_ids=token_ids,
         )
 
@@ -74,16 +81,16 @@ class StockModel:
         return self._now() - started
 
     @contextmanager
-    def _counted_passes(self) -> Iterator[list[int]]:
-        """Collect the number of positions of each forward pass."""
-        rows: list[int] = []
+    def _watched_passes(self) -> Iterator[list[tuple[int, int]]]:
+        """Collect the first position of each forward pass and how many it reads."""
+        passes: list[tuple[int, int]] = []
 
-        def count(_: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-            rows.append(kwargs["input_ids"].shape[1])
+        def note(_: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+            passes.append((int(kwargs["cache"].get_seq_length()), kwargs["input_ids"].shape[1]))
 
-        handle = self._model.register_forward_pre_hook(count, with_kwargs=True)
+        handle = self._model.register_forward_pre_hook(note, with_kwargs=True)
         try:
-            yield rows
+            yield passes
         finally:
             handle.remove()
 

@@ -21,6 +21,7 @@ from llma_rag.errors import DataError, ModelError
 from llma_rag.models.loading import load_model
 from llma_rag.models.probe import device_name
 from llma_rag.prompts import documents_prompt
+from llma_rag.provenance import CopiedSpan, as_references, copied_spans
 from llma_rag.text import prompt_ids
 from llma_rag.workers import worker_for
 
@@ -38,10 +39,26 @@ class SampleComparison:
     the two best logits are apart there; None where the ids are equal or that mode did not run.
     """
 
-    id: str
+    sample: Sample
     prompt_token_ids: list[int]
     modes: dict[str, Measurement]
     difference: dict[str, float] | None
+    text: str
+    copied_spans: list[CopiedSpan]
+
+    @property
+    def id(self) -> str:
+        """The sample's id."""
+        return self.sample.id
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures as data, without the texts."""
+        return {
+            "id": self.id,
+            "prompt_token_ids": self.prompt_token_ids,
+            "modes": {name: {**asdict(mode), "accepted": mode.accepted} for name, mode in self.modes.items()},
+            "difference": self.difference,
+        }
 
     @property
     def identical(self) -> bool:
@@ -77,7 +94,7 @@ class Comparison:
         """Return everything as data."""
         return {
             "environment": self.environment,
-            "samples": [asdict(sample) for sample in self.samples],
+            "samples": [sample.to_json() for sample in self.samples],
             "peak_memory_bytes": self.peak_memory_bytes,
             "summary": self.summary(),
         }
@@ -138,8 +155,17 @@ def compare(
                 progress(f"Sample {sample.id}, {mode}, run {repeat + 1} of {repeats}")
                 runs[mode].append(measure(sample, max_tokens))
         measured = {mode: _median_of(several) for mode, several in runs.items()}
-        ids = prompt_ids(engine.tokenizer, documents_prompt(sample.query, sample.docs[:max_docs]))
-        yield SampleComparison(sample.id, ids, measured, _first_difference(ids, measured, stock, engine))
+        docs = sample.docs[:max_docs]
+        ids = prompt_ids(engine.tokenizer, documents_prompt(sample.query, docs))
+        text = engine.tokenizer.decode(measured["references"].token_ids, skip_special_tokens=True)
+        yield SampleComparison(
+            sample=Sample(sample.id, sample.query, docs),
+            prompt_token_ids=ids,
+            modes=measured,
+            difference=_first_difference(ids, measured, stock, engine),
+            text=text,
+            copied_spans=copied_spans(text, as_references(docs)),
+        )
 
 
 def environment(engine: Engine) -> dict[str, Any]:
@@ -214,7 +240,7 @@ def _modes(
                 answer.timings.decode_s,
                 answer.forward_passes,
                 answer.drafted,
-                answer.accepted,
+                answer.accepted_lengths,
                 answer.token_ids,
             )
 
@@ -246,7 +272,7 @@ def _median_of(runs: Sequence[Measurement]) -> Measurement:
         median(run.decode_s for run in runs),
         first.forward_passes,
         first.drafted,
-        first.accepted,
+        first.accepted_lengths,
         first.token_ids,
     )
 

@@ -121,6 +121,10 @@ def compare(
         str, typer.Option(help="Comma-separated: transformers, prompt_lookup; or none.")
     ] = "transformers,prompt_lookup",
     json_file: Json = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Also write a report with charts, a page that needs no network.")
+    ] = None,
+    png: Annotated[Path | None, typer.Option(help="Also write the charts as a picture.")] = None,
 ) -> None:
     """Measure answers with references against plain decoding and transformers' generate."""
     from llma_rag.cli.compare import run_compare
@@ -138,6 +142,8 @@ def compare(
         repeats,
         baselines,
         json_file,
+        html,
+        png,
     )
 
 

@@ -6,8 +6,17 @@ from pathlib import Path
 
 from llma_rag.bench import Comparison, compare, read_samples
 from llma_rag.bench.compare import BASELINES, SampleComparison, environment, peak_memory_bytes
-from llma_rag.cli.printing import console, json_output, load_engine, status_console, table
+from llma_rag.bench.report import html_report, png_report, require_matplotlib
+from llma_rag.cli.printing import (
+    console,
+    json_output,
+    load_engine,
+    require_writable,
+    status_console,
+    table,
+)
 from llma_rag.errors import DataError
+from llma_rag.files import write_atomically
 from llma_rag.models import StepShape
 
 
@@ -24,9 +33,16 @@ def run_compare(
     repeats: int,
     baselines: str,
     json_file: Path | None,
+    html_file: Path | None,
+    png_file: Path | None,
 ) -> None:
-    """Measure, print a line per sample and the summary."""
+    """Measure, print a line per sample and the summary, draw the report."""
     chosen = _chosen_baselines(baselines)
+    reports = [file for file in (html_file, png_file) if file is not None]
+    for file in reports:
+        require_writable(file)
+    if reports:
+        require_matplotlib()
     with json_output(json_file) as output:
         samples = read_samples(data, skip=skip, limit=limit)
         engine = load_engine(model, dtype, width, candidates)
@@ -46,6 +62,10 @@ def run_compare(
         comparison = Comparison(environment(engine), done, peak_memory_bytes(engine))
         output.update(comparison.to_json())
         _print_comparison(comparison)
+    if html_file is not None:
+        write_atomically(html_file, html_report(comparison).encode(errors="backslashreplace"))
+    if png_file is not None:
+        write_atomically(png_file, png_report(comparison))
 
 
 def _chosen_baselines(baselines: str) -> list[str]:

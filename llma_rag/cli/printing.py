@@ -129,7 +129,7 @@ def json_output(path: Path | None) -> Iterator[dict[str, Any]]:
     """Collect what a command prints and write it at the end; check first that it can be written."""
     collected: dict[str, Any] = {}
     if path is not None:
-        _require_writable(path)
+        require_writable(path)
     ending: BaseException | None = None
     try:
         yield collected
@@ -142,7 +142,8 @@ def json_output(path: Path | None) -> Iterator[dict[str, Any]]:
         raise ending
 
 
-def _require_writable(path: Path) -> None:
+def require_writable(path: Path) -> None:
+    """Raise DataError unless a file can be written there."""
     if not path.parent.is_dir():
         raise DataError(f"there is no folder {path.parent} for {path.name}")
     if path.is_dir() or not os.access(path.parent, os.W_OK):
