@@ -18,6 +18,7 @@ _OF_ONE_CALL = (
     "decode_s",
     "queued_s",
     "cached_tokens",
+    "reference_characters",
     "copied_spans",
 )
 
@@ -44,6 +45,7 @@ def evidence(answer: Generation, spans: Sequence[CopiedSpan], *, model: str, cal
         "decode_s": round(timings.decode_s, 4),
         "queued_s": round(timings.queued_s, 4),
         "cached_tokens": answer.cached_tokens,
+        "reference_characters": answer.reference_characters,
         "width": answer.verdict.width,
         "exact": answer.verdict.exact,
         "copied_spans": spans_as_data(spans),

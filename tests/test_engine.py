@@ -86,6 +86,17 @@ def test_a_reference_is_indexed_once_for_all_requests(llama, monkeypatch):
     assert len(indexed) == 3  # the prompt only
 
 
+def test_of_references_beyond_the_limit_the_best_are_searched(llama, monkeypatch):
+    monkeypatch.setattr("llma_rag.engine.MOST_REFERENCE_CHARACTERS", 3 * len(TEXT) // 2)
+    plain = llama.generate(PROMPT, max_tokens=20, draft=False)
+    assert plain.reference_characters == 0
+    drafted = llama.generate(PROMPT, references=[TEXT, TEXT, "", TEXT.upper(), "more"], max_tokens=20)
+    assert drafted.reference_characters == 3 * len(TEXT) // 2
+    assert drafted.token_ids == plain.token_ids
+    few = llama.generate(PROMPT, references=["ab", "cde"], max_tokens=20)
+    assert (few.reference_characters, few.token_ids) == (5, plain.token_ids)
+
+
 def test_references_longer_than_the_context_are_fine(llama):
     long = TEXT * 50
     assert llama.count_tokens(long) > llama.runner.context_length

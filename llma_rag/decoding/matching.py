@@ -126,7 +126,7 @@ class IndexCache:
     """Indexes of references, kept for the next request that has the same; those not used for longest go first.
 
     Args:
-        most_ids: ids of all indexes together; each takes about 450 bytes.
+        most_ids: ids of all indexes together; each takes about 210 bytes.
         alike: see `NgramIndex`.
     """
 

@@ -31,7 +31,7 @@ _EXPECTED_TOKENS = {
 }
 _ABOUT_EQUAL = 0.95  # a wider step that is almost as good is better where more is copied than in those
 _CONTEXT = 1000  # positions before the measured steps, where the context has so many
-_ROUNDS = 7
+_ROUNDS = 15
 
 
 @dataclass(frozen=True, slots=True)
