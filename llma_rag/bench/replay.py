@@ -96,13 +96,14 @@ def replay(
         progress(f"Replaying sample {sample.id}")
         for name, make in makers.items():
             for width in widths:
-                _force(sample, make(sample.references, sample.prompt), width, tallies[name][width])
+                force(sample, make(sample.references, sample.prompt), width, tallies[name][width])
     return tallies
 
 
-def _force(sample: Forced, drafter: Drafter, width: int, tally: Tally) -> None:
+def force(sample: Forced, drafter: Drafter, width: int, tally: Tally, candidates: int = 1) -> None:
+    """Add to a tally what a drafter does with a known answer, in steps of a shape."""
     prompt = sample.prompt or [0]
-    model = _ForcedModel(sample.answer, width, len(prompt))
+    model = _ForcedModel(sample.answer, width, len(prompt), candidates)
     for step in greedy_decode(model, prompt, drafter, max_tokens=len(sample.answer)):
         tally.tokens += len(step.ids)
         tally.passes += 1
@@ -115,10 +116,10 @@ class _ForcedModel:
     """Predicts the ids of a known answer that begins at a position."""
 
     vocab_size = 1 << 30
-    candidates = 1
 
-    def __init__(self, answer: Sequence[int], width: int, begin: int) -> None:
+    def __init__(self, answer: Sequence[int], width: int, begin: int, candidates: int) -> None:
         self._answer, self._width, self._begin = answer, width, begin
+        self.candidates = candidates
 
     def prefill(self, prompt_ids: Sequence[int]) -> int:
         return self._answer[0]

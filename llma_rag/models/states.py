@@ -61,6 +61,10 @@ class HiddenStates:
         """Let likeness be measured from the mean over a prompt, which is what all its places have in common."""
         self._mean = self._memory.states[0, 0, :prompt_length].mean(0, dtype=torch.float32)
 
+    def of_positions(self, count: int) -> torch.Tensor:
+        """Return a copy of the states at the first positions, (count, dim), for a look at them."""
+        return self._memory.states[0, 0, :count].cpu().clone()
+
     @torch.inference_mode()
     def scores(self, candidate_positions: Sequence[int], position: int) -> list[float]:
         """Return the cosines of the states at candidates with that at `position`, from the prompt's mean."""
