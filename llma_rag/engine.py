@@ -22,6 +22,7 @@ from llma_rag.decoding import (
     DraftConfig,
     Drafter,
     IndexCache,
+    NgramIndex,
     NoDrafter,
     ReferenceDrafter,
     Step,
@@ -37,16 +38,17 @@ from llma_rag.workers import worker_for
 
 DEFAULT_MAX_TOKENS = 512
 DEFAULT_PREFIX_CACHE_MB = 256
-MOST_REFERENCE_CHARACTERS = 1_000_000  # per request, about 200,000 ids of English
-_MOST_INDEXED_IDS = 250_000
+MOST_REFERENCE_IDS = 200_000  # in which a request's drafts are searched
+_MOST_CHARACTERS_PER_ID = 8  # of a reference that are encoded at all; words have about five
+_MOST_INDEXED_IDS = 2 * MOST_REFERENCE_IDS
 
 
 class RequestOptions(TypedDict, total=False):
     """What a request may say beside its prompt.
 
     Attributes:
-        references: texts that the answer may copy from, best first; drafts are searched in the first 1,000,000
-            characters. The prompt always is one.
+        references: texts that the answer may copy from, best first; drafts are searched in the first 200,000 ids.
+            The prompt always is one.
         max_tokens: most ids to produce, 512 by default; None takes what room the context has.
         stop: strings that end the answer and are not part of it.
         draft: False decodes plainly, in the same shapes: the same ids, one per pass.
@@ -247,8 +249,8 @@ class Engine:
         self.runner.require_room(len(ids))
         model.rules = Rules(request.rule_options(self.tokenizer), len(ids), self.eos_ids, self.runner.device)
         started = time.perf_counter()
-        texts = _searched_texts(request.texts) if request.draft and self.verdict.exact else []
-        drafter = self._drafter(ids, texts, request.draft)
+        references = self._indexed(request, model.require_caller)
+        drafter = self._drafter(ids, references, request)
         index_s = time.perf_counter() - started
         room = self.runner.context_length - len(ids)
         steps = greedy_decode(
@@ -270,19 +272,39 @@ class Engine:
             drafted=output.drafted,
             accepted=sum(output.accepted_lengths),
             accepted_lengths=output.accepted_lengths,
-            reference_characters=sum(map(len, texts)),
+            reference_tokens=sum(map(len, references)),
             copied_spans=copied_spans(output.text, request.texts),
             timings=timings,
             verdict=self.verdict,
         )
 
-    def _drafter(self, ids: list[int], texts: list[str], draft: bool) -> Drafter:
-        if not draft or not self.verdict.exact:
+    def _indexed(self, request: _Request, before_each: Callable[[], None]) -> list[NgramIndex]:
+        """Return the indexes of the references, best first, as far as they are searched."""
+        if not self._drafts(request):
+            return []
+        indexes = []
+        room = MOST_REFERENCE_IDS
+        for text in dict.fromkeys(reference.text for reference in request.texts if reference.text):
+            if not room:
+                break
+            before_each()
+            encoded = text[: room * _MOST_CHARACTERS_PER_ID]
+            index = self._indexes.get(encoded, partial(reference_ids, self.tokenizer, encoded))
+            if len(index) > room:
+                index = NgramIndex(index.ids[:room], self._alike)
+            indexes.append(index)
+            room -= len(index)
+        return indexes
+
+    def _drafter(self, ids: list[int], references: list[NgramIndex], request: _Request) -> Drafter:
+        if not self._drafts(request):
             return NoDrafter()
-        references = [self._indexes.get(text, partial(reference_ids, self.tokenizer, text)) for text in texts]
         return ReferenceDrafter(
             references, ids, self._draft_config, scorer=self.runner.states, alike=self._alike
         )
+
+    def _drafts(self, request: _Request) -> bool:
+        return request.draft and self.verdict.exact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,17 +353,6 @@ class _Request:
             min_tokens=self.min_tokens,
             bad_words=bad_words,
         )
-
-
-def _searched_texts(references: Iterable[Reference]) -> list[str]:
-    """Return the references' texts, each once, as far as they are searched."""
-    texts = []
-    room = MOST_REFERENCE_CHARACTERS
-    for text in dict.fromkeys(reference.text for reference in references):
-        if searched := text[:room]:
-            texts.append(searched)
-            room -= len(searched)
-    return texts
 
 
 class _CancellableRunner:

@@ -18,7 +18,7 @@ _OF_ONE_CALL = (
     "decode_s",
     "queued_s",
     "cached_tokens",
-    "reference_characters",
+    "reference_tokens",
     "copied_spans",
 )
 
@@ -45,8 +45,9 @@ def evidence(answer: Generation, spans: Sequence[CopiedSpan], *, model: str, cal
         "decode_s": round(timings.decode_s, 4),
         "queued_s": round(timings.queued_s, 4),
         "cached_tokens": answer.cached_tokens,
-        "reference_characters": answer.reference_characters,
+        "reference_tokens": answer.reference_tokens,
         "width": answer.verdict.width,
+        "candidates": answer.verdict.candidates,
         "exact": answer.verdict.exact,
         "copied_spans": spans_as_data(spans),
     }

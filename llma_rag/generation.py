@@ -50,7 +50,7 @@ class Generation:
         drafted: copied ids that the model checked.
         accepted: copied ids that the model agreed with.
         accepted_lengths: the same by pass, the prefill left out.
-        reference_characters: characters of references in which drafts were searched; at most 1,000,000, best first.
+        reference_tokens: ids of references in which drafts were searched; at most 200,000, best first.
         copied_spans: which characters of the text stand in which reference.
         timings: seconds by phase.
         verdict: whether drafts are exact here; where they are not, none were used.
@@ -65,7 +65,7 @@ class Generation:
     drafted: int
     accepted: int
     accepted_lengths: list[int]
-    reference_characters: int
+    reference_tokens: int
     copied_spans: list[CopiedSpan]
     timings: Timings
     verdict: Verdict

@@ -12,6 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from llma_rag.engine import DEFAULT_MAX_TOKENS, DEFAULT_PREFIX_CACHE_MB, Engine, RequestOptions
+from llma_rag.models.runner import MAX_CANDIDATES
 from llma_rag.provenance import Reference
 from llma_rag.sharing import EngineSpec, loaded_engine, shared_engine
 
@@ -59,7 +60,7 @@ class EngineSettings(BaseModel):
     dtype: str = "auto"
     width: int | None = Field(default=None, ge=2)
     """Positions per verify step; None takes one that is exact here."""
-    candidates: int | None = Field(default=None, ge=1)
+    candidates: int | None = Field(default=None, ge=1, le=MAX_CANDIDATES)
     """Drafts that a verify step checks side by side; None takes 1 where rows are not cheap."""
     max_context: int | None = Field(default=None, ge=1)
     """Most positions, prompt and answer together."""

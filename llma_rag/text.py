@@ -12,6 +12,7 @@ from llma_rag.errors import PromptError
 
 Message = Mapping[str, Any]  # {"role": "user", "content": "..."}
 _INCOMPLETE = "\ufffd"  # what a tokenizer shows for bytes that are no character yet
+_SPACE_MARKS = "Ġ▁ "  # what tokenizers write for the space before a word
 
 
 def prompt_ids(
@@ -122,17 +123,16 @@ def reference_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def alike_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return for each id the first one whose text differs at most in case and in space around it."""
+    """Return for each id the lowest one whose token differs at most in the case of its ASCII letters and a space before."""
+    tokens = sorted((token_id, token) for token, token_id in tokenizer.get_vocab().items())
     special = set(tokenizer.all_special_ids)
-    texts = tokenizer.batch_decode([[token_id] for token_id in range(len(tokenizer))])
+    alike = list(range(tokens[-1][0] + 1))
     first_ids: dict[str, int] = {}
-    alike = []
-    for token_id, text in enumerate(texts):
-        plain = text.strip().lower()
-        stands_alone = (
-            token_id in special or not plain or "\ufffd" in plain
-        )  # half a character is like no other
-        alike.append(token_id if stands_alone else first_ids.setdefault(plain, token_id))
+    for token_id, token in tokens:
+        plain = token.lstrip(_SPACE_MARKS)
+        plain = plain.lower() if plain.isascii() else plain
+        if plain and token_id not in special:
+            alike[token_id] = first_ids.setdefault(plain, token_id)
     return alike
 
 

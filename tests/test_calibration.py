@@ -50,7 +50,7 @@ def test_what_was_measured_is_kept_and_damage_is_measured_again(tmp_path, monkey
     first = cached_calibration(runner, shapes)
     assert cached_calibration(runner, shapes) == first
     (file,) = tmp_path.rglob("calibration/*.json")
-    for damage in ("{", "[]", '{"8": "x"}', '{"99": 1.0}', "{}"):
+    for damage in ("{", '{"8": 0}', '{"8": NaN}', "[]", '{"8": "x"}', '{"99": 1.0}', "{}"):
         file.write_text(damage)
         assert set(cached_calibration(runner, shapes).step_s) == set(shapes)
 
@@ -82,6 +82,23 @@ def test_where_many_drafts_do_not_fit_into_memory_fewer_are_taken(monkeypatch):
 
     monkeypatch.setattr(runner, "smaller", refuse)
     assert set(calibrate(runner, [StepShape(4, 8), StepShape(1, 8)]).step_s) == {StepShape(1, 8)}
+
+
+def test_a_shape_that_does_not_fit_after_all_is_left_out(monkeypatch):
+    costs = Calibration({StepShape(4, 8): 0.01, StepShape(1, 8): 0.01})
+    monkeypatch.setattr("llma_rag.models.calibration.cached_calibration", lambda *_: costs)
+    made = ModelRunner.__init__
+
+    def refuse_four(self, *arguments, candidates=1, **options):
+        if candidates == 4:
+            raise ModelError("the KV memory does not fit")
+        made(self, *arguments, candidates=candidates, **options)
+
+    monkeypatch.setattr(ModelRunner, "__init__", refuse_four)
+    runner, verdict, _ = exact_runner(tiny_model("llama"), None, None, torch.get_num_threads())
+    assert (runner.candidates, runner.width, verdict.candidates) == (1, 8, 1)
+    with pytest.raises(ModelError, match="does not fit"):
+        exact_runner(tiny_model("llama"), None, None, torch.get_num_threads(), candidates=4)
 
 
 @pytest.mark.parametrize(("asked", "taken"), [({"candidates": 3}, 3), ({"candidates": 2, "width": 8}, 2)])

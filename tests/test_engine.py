@@ -87,14 +87,17 @@ def test_a_reference_is_indexed_once_for_all_requests(llama, monkeypatch):
 
 
 def test_of_references_beyond_the_limit_the_best_are_searched(llama, monkeypatch):
-    monkeypatch.setattr("llma_rag.engine.MOST_REFERENCE_CHARACTERS", 3 * len(TEXT) // 2)
     plain = llama.generate(PROMPT, max_tokens=20, draft=False)
-    assert plain.reference_characters == 0
-    drafted = llama.generate(PROMPT, references=[TEXT, TEXT, "", TEXT.upper(), "more"], max_tokens=20)
-    assert drafted.reference_characters == 3 * len(TEXT) // 2
-    assert drafted.token_ids == plain.token_ids
-    few = llama.generate(PROMPT, references=["ab", "cde"], max_tokens=20)
-    assert (few.reference_characters, few.token_ids) == (5, plain.token_ids)
+    assert plain.reference_tokens == 0
+    count = llama.count_tokens
+    known = llama.generate(PROMPT, references=[TEXT, TEXT.upper()], max_tokens=20)
+    assert known.reference_tokens == count(TEXT) + count(TEXT.upper())
+    limit = count(TEXT) + 3
+    monkeypatch.setattr("llma_rag.engine.MOST_REFERENCE_IDS", limit)
+    for references in ([TEXT, TEXT, "", TEXT.upper(), "more"], [TEXT * 20]):
+        drafted = llama.generate(PROMPT, references=references, max_tokens=20)
+        assert drafted.reference_tokens == limit
+        assert drafted.token_ids == plain.token_ids
 
 
 def test_references_longer_than_the_context_are_fine(llama):

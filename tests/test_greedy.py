@@ -130,7 +130,14 @@ def test_bad_arguments_are_errors(prompt, max_tokens):
         list(greedy_decode(ScriptedModel(), prompt, NoDrafter(), max_tokens=max_tokens))
 
 
-@pytest.mark.parametrize("settings", [{"match_length": 0}, {"copy_length": 0}])
-def test_bad_draft_configuration_is_an_error(settings):
-    with pytest.raises(ValueError, match="must be at least 1, got 0"):
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"match_length": 0}, "must be from 1 to 8, got 0"),
+        ({"match_length": 9}, "must be from 1 to 8, got 9"),
+        ({"copy_length": 0}, "must be at least 1, got 0"),
+    ],
+)
+def test_bad_draft_configuration_is_an_error(settings, message):
+    with pytest.raises(ValueError, match=message):
         DraftConfig(**settings)

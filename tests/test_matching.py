@@ -61,6 +61,14 @@ def test_what_an_index_holds_occurs_in_it(source, begin, length, other):
         assert not held or "".join(map(str, part)) in text
 
 
+@given(source=ids, output=some_ids, least=st.integers(1, MOST_LENGTH), most=st.integers(1, 9))
+def test_places_with_less_context_than_asked_for_do_not_count(source, output, least, most):
+    wanted = {end for end, length in naive_matches(output, source, MOST_LENGTH).items() if length >= least}
+    found = matches([NgramIndex(source)], output, most, least)
+    assert {match.end for match in found} <= wanted
+    assert len(found) == min(most, len(wanted))
+
+
 def test_a_prompt_holds_the_documents_that_it_shows():
     document = list(range(50, 90))
     prompt = NgramIndex([1, 2, *document, 3, 4])
@@ -108,6 +116,13 @@ def test_the_place_most_alike_to_the_model_wins():
     for alike_to, following in ((0, 5), (3, 6)):
         scorer = Scores({alike_to: 1.0})
         assert drafter_after([23, 1], [], prompt, scorer=scorer).propose(1) == [[following]]
+
+
+def test_scores_that_are_no_numbers_count_as_nothing():
+    prompt = [20, 1, 5, 21, 1, 6, 22]
+    for nonsense in (float("nan"), float("inf"), -float("inf")):
+        scorer = Scores({0: nonsense, 3: 0.5})
+        assert drafter_after([23, 1], [], prompt, scorer=scorer).propose(1) == [[6]]
 
 
 def test_further_drafts_are_those_of_the_dissenters():

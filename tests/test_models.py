@@ -278,6 +278,23 @@ def test_nan_logits_of_padding_rows_never_reach_real_rows(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_one_of_several_drafts_that_overflows_spoils_no_other(dtype):
+    runner = ModelRunner(tiny_model("llama", dtype), 8, candidates=2)
+    bad = 250
+    with torch.inference_mode():
+        runner.model.model.embed_tokens.weight[bad] = float("nan")
+    prompt = [token_id if token_id != bad else 3 for token_id in prompt_of(70)]
+    following = runner.prefill(prompt)
+    (plain,) = runner.verify(70, [[following]])
+    runner.keep(0)
+    after = runner.verify(71, [plain])
+    for drafts in ([[], [bad]], [[bad], plain], [[bad, bad], [bad]]):
+        assert runner.verify(70, [[following, *draft] for draft in drafts]) in ([plain] * 2, [plain])
+        runner.keep(len(drafts) - 1)
+        assert runner.verify(71, [plain]) == after
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_draft_that_overflows_is_refused_only_where_it_is_accepted(dtype):
     runner = ModelRunner(tiny_model("llama", dtype), 8)
     bad = 250

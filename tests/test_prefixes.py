@@ -18,10 +18,10 @@ from tests.tiny import VOCAB, tiny_model
 MIB = 2**20
 
 
-def make(architecture, dtype, budget):
+def make(architecture, dtype, budget, candidates=1):
     model = tiny_model(architecture, dtype)
     pack_for_cpu(model)
-    return ModelRunner(model, 8, 768, prefix_cache_bytes=budget)
+    return ModelRunner(model, 8, 768, prefix_cache_bytes=budget, candidates=candidates)
 
 
 @pytest.fixture(
@@ -81,6 +81,19 @@ def test_whatever_prompts_came_before_every_logit_is_that_of_computing_afresh(ru
             _, following, logits = first_step(runner, prompt, reuse=True)
             assert following == expected[1]
             assert torch.equal(logits, expected[2])
+
+
+def test_reuse_is_exact_for_every_one_of_several_drafts():
+    reusing, fresh = (make("llama", torch.bfloat16, budget, candidates=3) for budget in (64 * MIB, 0))
+    documents, other = ids_of(300, 1), ids_of(300, 2)
+    for prompt in (documents, other, [*documents, 5]):
+        known = reusing.recall(prompt)
+        following = reusing.prefill(prompt, known=known)
+        assert fresh.prefill(prompt) == following
+        drafts = [[following, 5, 6], [following, 7], [following, 8, 9, 3]]
+        expected = fresh.step_logits(len(prompt), drafts)
+        assert torch.equal(reusing.step_logits(len(prompt), drafts), expected)
+    assert known == 2 * PREFILL_BLOCK
 
 
 def test_what_is_known_is_not_computed_again():

@@ -34,7 +34,7 @@ def compared(number, modes=MODES):
     text = f"They say: {NASTY} Number {number}."
     docs = ["Nothing that is copied.", f"It stands here. {NASTY} Or so."]
     return SampleComparison(
-        sample=Sample(f"sample/{number}", f"When does ferry {number} <leave>?", docs),
+        sample=Sample(f"sample/{number} $<$", f"When does ferry {number} <leave>?", docs),
         prompt_token_ids=[1, 2, 3],
         modes={mode: drafted if mode in ("references", "prompt_lookup") else plain for mode in modes},
         difference={"tokens_before": 3, "top2_gap": 0.25} if number == 1 else None,
@@ -145,7 +145,7 @@ def test_a_browser_shows_the_whole_report_and_asks_for_nothing(tmp_path):
         assert page.locator("article.sample mark[title]").count() == 12
         svg = page.locator(".charts svg")
         assert svg.bounding_box()["width"] > 800
-        assert "sample/11" in svg.text_content()
+        assert "sample/11 $<$" in svg.text_content()
         page.locator("#samples a").last.click()
         assert page.url.endswith("#sample-12")
         page.locator("details.copied summary").first.click()

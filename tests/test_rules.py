@@ -17,11 +17,12 @@ from tests.tiny import TEXT, tiny_model, tiny_tokenizer
 PROMPT = "The museum opens at nine and closes at five. The museum shop"
 
 
-@pytest.fixture(scope="module", params=["llama-float32", "qwen2-bfloat16"])
+@pytest.fixture(scope="module", params=["llama-float32-1", "qwen2-bfloat16-1", "llama-bfloat16-3"])
 def engine(request):
-    architecture, dtype = request.param.split("-")
+    architecture, dtype, candidates = request.param.split("-")
     tokenizer = tiny_tokenizer()
-    return Engine(tiny_model(architecture, getattr(torch, dtype), vocab_size=len(tokenizer)), tokenizer)
+    model = tiny_model(architecture, getattr(torch, dtype), vocab_size=len(tokenizer))
+    return Engine(model, tokenizer, width=8, candidates=int(candidates))
 
 
 rules = st.fixed_dictionaries(

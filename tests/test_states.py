@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llma_rag.models import ModelRunner
-from llma_rag.models.states import state_layer
+from llma_rag.models.states import outputs_of, state_layer
 from tests.test_models import prompt_of
 from tests.tiny import ARCHITECTURES, tiny_model
 
@@ -14,11 +14,9 @@ from tests.tiny import ARCHITECTURES, tiny_model
 @torch.inference_mode()
 def likeness(model, ids, mean_over, candidates, position):
     """Return what the scores must be, from one pass over everything."""
-    outputs = []
-    hook = state_layer(model)[1].register_forward_hook(lambda _, __, output: outputs.append(output))
-    model(torch.tensor([ids]))
-    hook.remove()
-    states = (outputs[0][0] if isinstance(outputs[0], tuple) else outputs[0])[0].float()
+    with outputs_of(state_layer(model)) as outputs:
+        model(torch.tensor([ids]))
+    states = outputs[0][0].float()
     states = torch.nn.functional.normalize(states - states[:mean_over].mean(0), dim=-1)
     return (states[candidates] @ states[position]).tolist()
 
@@ -65,6 +63,5 @@ def test_a_model_without_a_plain_list_of_layers_is_drafted_without_states(monkey
 
 
 def test_the_layer_is_at_two_thirds_of_the_depth():
-    number, module = state_layer(tiny_model("llama", num_hidden_layers=7))
-    assert number == 4
-    assert type(module).__name__ == "LlamaDecoderLayer"
+    model = tiny_model("llama", num_hidden_layers=7)
+    assert state_layer(model) is model.model.layers[4]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llma_rag.errors import PromptError
-from llma_rag.text import Detokenizer, StopStrings, prompt_ids, reference_ids
+from llma_rag.text import Detokenizer, StopStrings, alike_ids, prompt_ids, reference_ids
 from tests.tiny import TEXT, sentencepiece_like_tokenizer, tiny_tokenizer
 
 TOKENIZERS = {"byte-level": tiny_tokenizer, "sentencepiece-like": sentencepiece_like_tokenizer}
@@ -134,3 +134,16 @@ def test_an_answer_may_begin_as_asked():
         PromptError, match="a string goes through no chat template; pass messages to use tools"
     ):
         prompt_ids(tokenizer, "Hello", chat_template_kwargs={"tools": [1]})
+
+
+def test_ids_alike_differ_in_case_or_a_space_before_and_stand_for_themselves_otherwise():
+    tokenizer = tiny_tokenizer()
+    alike = alike_ids(tokenizer)
+    assert len(alike) == len(tokenizer)
+    assert all(alike[first] == first <= token_id for token_id, first in enumerate(alike))
+    texts = [tokenizer.decode([token_id]) for token_id in range(len(tokenizer))]
+    grouped = [token_id for token_id, first in enumerate(alike) if first != token_id]
+    assert grouped
+    for token_id in grouped:
+        assert texts[token_id].strip().lower() == texts[alike[token_id]].strip().lower() != ""
+    assert [alike[token_id] for token_id in tokenizer.all_special_ids] == tokenizer.all_special_ids

@@ -65,7 +65,9 @@ def answers(engine: Engine, path: Path, limit: int | None, max_tokens: int) -> I
         yield Answered(Forced(sample.id, [], ids, answer.token_ids), kept)
 
 
-def tokens_per_pass(answered: Sequence[Answered], shape: StepShape, alike: list[int], *, states: bool) -> float:
+def tokens_per_pass(
+    answered: Sequence[Answered], shape: StepShape, alike: list[int], *, states: bool
+) -> float:
     """Return what drafting reaches when these answers are forced."""
     tally = Tally()
     for one in answered:
@@ -82,7 +84,9 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--limit", type=int, help="most samples of a file")
     parser.add_argument("--max-tokens", type=int, default=128)
-    parser.add_argument("--unseen", type=int, default=12, help="samples at the beginning that nothing was fitted on")
+    parser.add_argument(
+        "--unseen", type=int, default=12, help="samples at the beginning that nothing was fitted on"
+    )
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     engine = Engine.load(arguments.model)

@@ -26,6 +26,7 @@ _COLOURS = {
 _DRAFTING = ("references", "prompt_lookup")
 _BAR_INCHES = 0.14
 _PAGE_INCHES = 11.0
+_MOST_INCHES = 200.0
 
 
 def require_matplotlib() -> None:
@@ -120,7 +121,8 @@ def _charts(comparison: Comparison) -> Figure:
     from matplotlib.figure import Figure
 
     bars = len(comparison.samples) * (len(comparison.samples[0].modes) + 1)
-    figure = Figure(figsize=(max(_PAGE_INCHES, bars * _BAR_INCHES), 10.5), layout="constrained")
+    width = min(max(_PAGE_INCHES, bars * _BAR_INCHES), _MOST_INCHES)
+    figure = Figure(figsize=(width, 10.5), layout="constrained")
     seconds, tokens, accepted = figure.subplots(3)
     _draw_seconds(seconds, comparison)
     _draw_tokens(tokens, comparison)
@@ -182,7 +184,8 @@ def _bar_places(comparison: Comparison, modes: list[str]) -> dict[str, list[floa
 def _name_samples(axes: Axes, comparison: Comparison, modes: int | None = None) -> None:
     modes = len(comparison.samples[0].modes) if modes is None else modes
     centres = [(modes + 1) * number + (modes - 1) / 2 for number in range(len(comparison.samples))]
-    axes.set_xticks(centres, [sample.id for sample in comparison.samples], rotation=45, ha="right")
+    names = [sample.id for sample in comparison.samples]
+    axes.set_xticks(centres, names, rotation=45, ha="right", parse_math=False)
     axes.set_xlim(-1, (modes + 1) * len(comparison.samples) - 1)
     axes.legend(ncols=modes)
 

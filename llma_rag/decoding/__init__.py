@@ -2,7 +2,7 @@
 
 This package knows neither torch nor text. `greedy` is the loop, `drafting` decides what to copy,
 `matching` finds where the output's last ids occurred before, and `naive` is the slow twin of
-all three that the tests compare them with.
+matching and the loop that the tests compare them with.
 """
 
 from llma_rag.decoding.drafting import DraftConfig, Drafter, NoDrafter, ReferenceDrafter, Scorer

@@ -6,11 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from math import exp
+from math import exp, isfinite
 from statistics import fmean
 from typing import Protocol
 
-from llma_rag.decoding.matching import Match, NgramIndex, matches
+from llma_rag.decoding.matching import MOST_LENGTH, Match, NgramIndex, matches
 
 _MOST_PLACES = 64  # that vote
 _NEAR = 2  # ids from the place last copied from within which a place is favoured
@@ -43,8 +43,8 @@ class DraftConfig:
     copy_length: int | None = None
 
     def __post_init__(self) -> None:
-        if self.match_length < 1:
-            raise ValueError(f"match_length must be at least 1, got {self.match_length}")
+        if not 1 <= self.match_length <= MOST_LENGTH:
+            raise ValueError(f"match_length must be from 1 to {MOST_LENGTH}, got {self.match_length}")
         if self.copy_length is not None and self.copy_length < 1:
             raise ValueError(
                 f"copy_length must be at least 1, got {self.copy_length}; use draft=False for plain greedy"
@@ -82,8 +82,8 @@ class NoDrafter:
 class ReferenceDrafter:
     """Copies what followed the output's last ids in the output, the prompt or a reference, as these places vote.
 
-    A place weighs more, the more of its context agrees, the nearer it is to where the last draft goes on, and the
-    more alike the model's states before it and before the output's last id are (as in PLD+, arXiv:2412.01447). Each
+    A place weighs more, the more of its context agrees, where the last draft goes on there, and the more alike the
+    model's states before it and before the output's last id are (as in PLD+, arXiv:2412.01447). Each
     next id is the one with the most weight behind it, and places that dissent drop out; on equal weights the output
     wins over the prompt, the prompt over the references, and these by rank. Where no place matches, the place last
     copied from goes on, or ids alike (but for case and a space before them) serve. Retrieved documents, earlier
@@ -150,11 +150,7 @@ class ReferenceDrafter:
 
     def _places(self) -> Iterator[Sequence[Match]]:
         """Yield places to copy from in groups, the likeliest first."""
-        yield [
-            match
-            for match in matches(self._indexes, self._output, _MOST_PLACES)
-            if match.length >= self._config.match_length
-        ]
+        yield matches(self._indexes, self._output, _MOST_PLACES, self._config.match_length)
         if self._config.match_length == 1:
             alike = chain.from_iterable(index.matches_alike(self._output) for index in self._indexes)
             yield list(islice(alike, _MOST_PLACES))
@@ -176,14 +172,21 @@ class ReferenceDrafter:
 
     def _likeness(self, scorer: Scorer, found: Sequence[Match]) -> list[float]:
         """Return the scores of places in the context; of places elsewhere, of which the model knows nothing, the mean."""
-        known = [match.end - 2 for match in found if match.ids is self._context.ids and match.end > 1]
+        known = [
+            number
+            for number, match in enumerate(found)
+            if match.ids is self._context.ids
+            and match.end > 1  # there is a position before the match's last id
+        ]
         if not known:
             return [0.0] * len(found)
-        scores = scorer.scores(known, len(self._context) - 2)  # before the output's last id, not yet computed
-        mean, following = fmean(scores), iter(scores)
-        return [
-            next(following) if match.ids is self._context.ids and match.end > 1 else mean for match in found
-        ]
+        here = len(self._context) - 2  # before the output's last id, which is not computed yet
+        scores = scorer.scores([found[number].end - 2 for number in known], here)
+        scores = [score if isfinite(score) else 0.0 for score in scores]
+        likeness = [fmean(scores)] * len(found)
+        for number, score in zip(known, scores, strict=True):
+            likeness[number] = score
+        return likeness
 
     def _is_near(self, match: Match) -> bool:
         place = self._place

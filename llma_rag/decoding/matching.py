@@ -16,6 +16,7 @@ MOST_LENGTH = 8  # ids of context that are compared; a longer match tells no mor
 _SIZES = (4, 2, 1)  # n-grams that have chains, longest first
 _ALIKE = 0  # in place of a size: one id, up to its likeness to others
 _MOST_VISITED = 256  # places of one chain that are looked at
+_MOST_COMPARED = 16  # places where a whole reference is looked for
 
 
 class Match(NamedTuple):
@@ -62,10 +63,10 @@ class NgramIndex:
             if key is not None:
                 self._latest[key] = end
 
-    def matches(self, output: Sequence[int], size: int) -> Iterator[Match]:
+    def matches(self, output: Sequence[int], size: int, most_visited: int = _MOST_VISITED) -> Iterator[Match]:
         """Yield where the output's last `size` ids occurred, most recent first; their lengths count further ids."""
         end = self._latest.get(self._key(output, size), 0)
-        for _ in range(_MOST_VISITED):
+        for _ in range(most_visited):
             if not end:
                 return
             if end < len(self.ids):
@@ -80,13 +81,18 @@ class NgramIndex:
             for match in self.matches(output, _ALIKE):
                 yield match._replace(length=0)
 
+    def knows(self, token_id: int) -> bool:
+        """Return whether an id occurs here."""
+        return hash(token_id) in self._latest
+
     def holds(self, ids: Sequence[int]) -> bool:
         """Return whether ids occur here one after another; only the most recent places are looked at."""
         size = next((size for size in _SIZES if size <= len(ids)), None)
-        return size is not None and any(
-            match.ids[match.end - size : match.end - size + len(ids)] == list(ids)
-            for match in self.matches(ids[:size], size)
-        )
+        if size is None or len(ids) > len(self.ids):
+            return False
+        wanted = list(ids)
+        begins = (match.end - size for match in self.matches(ids[:size], size, _MOST_COMPARED))
+        return any(self.ids[begin : begin + len(wanted)] == wanted for begin in begins)
 
     def _agreement(self, output: Sequence[int], end: int) -> int:
         """Return how many ids before `end` are the output's last, at most MOST_LENGTH."""
@@ -106,19 +112,25 @@ class NgramIndex:
         return hash((alike[last] if 0 <= last < len(alike) else last, "alike"))
 
 
-def matches(indexes: Sequence[NgramIndex], output: Sequence[int], most: int) -> list[Match]:
-    """Return up to `most` places where the output's last ids occurred.
+def matches(
+    indexes: Sequence[NgramIndex], output: Sequence[int], most: int, least_length: int = 1
+) -> list[Match]:
+    """Return up to `most` places where at least `least_length` of the output's last ids occurred.
 
     Those where four agree come first, then two, then one; among them the first index's, most recent first.
     """
     found: dict[tuple[int, int], Match] = {}
+    knowing = [(number, index) for number, index in enumerate(indexes) if index.knows(output[-1])]
     for size in _SIZES:
         if len(output) >= size:
-            for number, index in enumerate(indexes):
+            for number, index in knowing:
                 for match in index.matches(output, size):
-                    found.setdefault((number, match.end), match)
+                    if match.length >= least_length:
+                        found.setdefault((number, match.end), match)
                     if len(found) == most:
                         return list(found.values())
+        if size <= least_length:  # the shorter n-grams' places have been visited, or are too short
+            break
     return list(found.values())
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from math import isfinite
 from statistics import median
 
+import torch
 from transformers import PreTrainedModel
 
 from llma_rag.errors import ModelError
@@ -21,7 +23,6 @@ _SHAPES = {
     "cpu": (StepShape(1, 8), StepShape(1, 16), StepShape(1, 4)),
     "cuda": (StepShape(1, 16), StepShape(1, 8), StepShape(1, 32), StepShape(4, 8), StepShape(4, 16)),
 }
-_WIDTHS = (16, 8, 32)  # where only the number of drafts side by side is given
 # Tokens per pass, geometric mean over three data sets; see speed.md.
 _EXPECTED_TOKENS = {
     1: {4: 2.12, 8: 2.53, 16: 2.76, 32: 2.85},
@@ -78,19 +79,19 @@ def exact_runner(
     shapes = _shapes(model.device.type, width, candidates)
 
     def make(shape: StepShape) -> ModelRunner:
-        return ModelRunner(
+        made = ModelRunner(
             model, shape.width, max_context, threads, prefix_cache_bytes, candidates=shape.candidates
         )
+        require_agreement(made)
+        return made
 
-    runner: ModelRunner | None = make(shapes[0])
-    assert runner is not None
-    require_agreement(runner)
+    runner = make(shapes[0])
     calibration = cached_calibration(runner, shapes) if width is None else None
     failed = []
     for shape in calibration.ranked if calibration else shapes:
-        if runner is None or runner.candidates != shape.candidates:
-            runner = None  # its memory is needed
-            runner = make(shape)
+        runner = _with_candidates(runner, shape, make)
+        if runner.candidates != shape.candidates:
+            continue
         runner.width = shape.width
         verdict = cached_probe(runner)
         if verdict.exact:
@@ -98,23 +99,35 @@ def exact_runner(
         failed.append(verdict)
     if width is not None:
         raise ModelError(
-            f"steps of width {width} are not exact here ({failed[0].mismatched} of {failed[0].rows} rows "
+            f"steps of width {shapes[0]} are not exact here ({failed[0].mismatched} of {failed[0].rows} rows "
             "differ); use another width, multiples of 8 are the safest, or width=None to choose"
         )
-    if runner.candidates != failed[0].candidates:
-        runner = None
-        runner = make(StepShape(failed[0].candidates, failed[0].width))
+    runner = _with_candidates(runner, StepShape(failed[0].candidates, failed[0].width), make)
     runner.width = failed[0].width
     return runner, failed[0], calibration
 
 
+def _with_candidates(
+    runner: ModelRunner, shape: StepShape, make: Callable[[StepShape], ModelRunner]
+) -> ModelRunner:
+    """Return the runner, or one with a shape's candidates in its place; the same again if that one does not fit."""
+    if runner.candidates == shape.candidates:
+        return runner
+    before = StepShape(runner.candidates, runner.width)
+    runner.close()
+    try:
+        return make(shape)
+    except (ModelError, torch.OutOfMemoryError):
+        return make(before)
+
+
 def calibrate(runner: ModelRunner, shapes: Sequence[StepShape]) -> Calibration:
-    """Measure steps of each shape, interleaved; the runner's KV memory is zeroed afterwards."""
+    """Measure steps of each shape that fits, interleaved; the runner's KV memory is zeroed afterwards."""
     shapes = [shape for shape in shapes if 2 * shape.width <= runner.context_length]
     position = min(_CONTEXT, runner.context_length - 2 * max((shape.width for shape in shapes), default=0))
     runners = {runner.candidates: runner}
     for candidates in {shape.candidates for shape in shapes} - runners.keys():
-        with suppress(ModelError):  # a memory for so many does not fit: they are not to be had
+        with suppress(ModelError, torch.OutOfMemoryError):  # a memory for so many does not fit
             runners[candidates] = runner.smaller(position, candidates)
     shapes = [shape for shape in shapes if shape.candidates in runners]
     before = runner.width
@@ -122,16 +135,22 @@ def calibrate(runner: ModelRunner, shapes: Sequence[StepShape]) -> Calibration:
     try:
         for _ in range(_ROUNDS + 1):
             for shape in shapes:
-                measured = runners[shape.candidates]
-                measured.width = shape.width
-                started = time.perf_counter()
-                measured.verify(position, [[0]])
-                measured.keep(0)
-                seconds[shape].append(time.perf_counter() - started)
+                seconds[shape].append(_step_s(runners[shape.candidates], shape.width, position))
     finally:
         runner.width = before
         runner.zero_memory()
+        for other in runners.values():
+            if other is not runner:
+                other.close()
     return Calibration({shape: median(several[1:]) for shape, several in seconds.items()})
+
+
+def _step_s(runner: ModelRunner, width: int, position: int) -> float:
+    runner.width = width
+    started = time.perf_counter()
+    runner.verify(position, [[0]])
+    runner.keep(0)
+    return time.perf_counter() - started
 
 
 def cached_calibration(runner: ModelRunner, shapes: Sequence[StepShape]) -> Calibration:
@@ -140,7 +159,7 @@ def cached_calibration(runner: ModelRunner, shapes: Sequence[StepShape]) -> Cali
     path = cache_path("calibration") / f"{fingerprint(runner, shapes=sorted(named))}.json"
     with suppress(OSError, ValueError, TypeError, AttributeError, KeyError):  # never measured, or damaged
         read = {named[name]: float(seconds) for name, seconds in json.loads(path.read_bytes()).items()}
-        if read:
+        if read and all(isfinite(seconds) and seconds > 0 for seconds in read.values()):
             return Calibration(read)
     calibration = calibrate(runner, shapes)
     with suppress(OSError):  # a cache that cannot be written costs the next measurement, no more
@@ -154,9 +173,10 @@ def _shapes(device: str, width: int | None, candidates: int | None) -> Sequence[
     """Return the shapes to choose from."""
     if width is not None:
         return (StepShape(candidates or 1, width),)
-    if candidates is not None:
-        return tuple(StepShape(candidates, width) for width in _WIDTHS)
-    return _SHAPES.get(device, _SHAPES["cpu"])
+    shapes = _SHAPES.get(device, _SHAPES["cpu"])
+    if candidates is None:
+        return shapes
+    return tuple(StepShape(candidates, shape.width) for shape in shapes if shape.candidates == 1)
 
 
 def _expected_tokens(shape: StepShape) -> float:

@@ -1,4 +1,4 @@
-"""Verify steps over fixed tensors: recorded once per width and view, as a CUDA graph, then replayed with new ids.
+"""Verify steps over fixed tensors: recorded once per shape and view, as a CUDA graph, then replayed with new ids.
 
 A replay launches a whole step at once, where launching its thousands of kernels one by one takes longer than
 running them. Everything but the recording is plain torch.

@@ -8,9 +8,10 @@ bit-identical to decoding without.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import psutil
 import torch
@@ -22,14 +23,13 @@ from llma_rag.models.graphs import Record, StaticSteps, cuda_graphs
 from llma_rag.models.memory import PREFILL_BLOCK, LayerShape, SlotMemory, view_at
 from llma_rag.models.prefixes import BlockKey, PrefixCache, block_keys
 from llma_rag.models.rules import Rules
-from llma_rag.models.states import HiddenStates, state_layer
+from llma_rag.models.states import HiddenStates, outputs_of, state_layer
 from llma_rag.models.support import context_limit, require_supported, sliding_layers
 
 DEFAULT_MAX_CONTEXT = 8192  # positions; more is a choice, because the KV memory is allocated at load
 _MAX_WIDTH = 64
-_MAX_CANDIDATES = 16
+MAX_CANDIDATES = 16
 _TAIL_STEP = 16  # rows by which the last block of a prompt is shorter, where its ids leave room
-_PADDING_ID = 0
 
 
 class StepShape(NamedTuple):
@@ -87,14 +87,14 @@ class ModelRunner:
         self.vocab_size = int(self._config.vocab_size)
         self.context_length = _checked_context(context_limit(self._config), max_context, width)
         layer = state_layer(model)
-        shapes, states = self._layer_shapes(layer and layer[1])
+        shapes, states = self._kept_shapes(layer)
         slots = view_at(self.context_length - 1) + _MAX_WIDTH  # padding rows write beyond the last view
         self._slots = slots
-        kept = shapes if states is None else [*shapes, states]
-        self.kv_bytes = slots * candidates * sum(shape.bytes_per_slot for shape in kept)
+        all_shapes = shapes if states is None else [*shapes, states]
+        self.kv_bytes = slots * candidates * sum(shape.bytes_per_slot for shape in all_shapes)
         _require_free_memory(self.kv_bytes + prefix_cache_bytes, self.context_length, self.device)
         self._memory = SlotMemory(shapes, slots, candidates, states)
-        self.states = HiddenStates(layer[1], self._memory) if layer and states else None
+        self.states = HiddenStates(layer, self._memory) if layer is not None and states else None
         self._stepped_at = 0  # position of the last verify step
         self.prefixes = PrefixCache(prefix_cache_bytes)
         self._resident: dict[int, BlockKey] = {}  # by number: the prefill blocks that the slots hold
@@ -123,9 +123,18 @@ class ModelRunner:
         most = min(self.context_length, context_length + 2 * _MAX_WIDTH)
         return ModelRunner(self.model, self.width, most, self.threads, candidates=candidates)
 
+    def close(self) -> None:
+        """Let the memory go, for another runner; this one is of no use any more."""
+        self._static_steps = None
+        self.states = None
+        del self._memory
+        if self.device.type == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()
+
     @property
     def kv_bytes_per_token(self) -> int:
-        """Bytes of keys and values at one position, all layers together."""
+        """Bytes of keys, values and states at one position, all layers and candidates together."""
         return self.kv_bytes // self._slots
 
     def use_its_threads(self) -> None:
@@ -254,7 +263,7 @@ class ModelRunner:
         best = logits.float().argmax(dim=-1, keepdim=True)
         finite = logits.gather(2, best).isfinite()
         read = torch.cat([best, finite], dim=2).tolist()  # the step's one transfer to the host
-        used = [rows[: len(ids)] for rows, ids in zip(read, candidates, strict=False)]
+        used = [rows[: len(ids)] for rows, ids in zip(read[: len(candidates)], candidates, strict=True)]
         if not all(usable for rows in used for _, usable in rows):
             return None
         return [[int(token_id) for token_id, _ in rows] for rows in used]
@@ -273,7 +282,7 @@ class ModelRunner:
     def step_logits(self, position: int, candidates: Sequence[Sequence[int]]) -> torch.Tensor:
         """Return the logits (candidates, width, vocab) of a verify step; rows without an id mean nothing."""
         self._stepped_at = position
-        rows = [ids[: self.width] for ids in candidates[: self.candidates]]
+        rows = [ids[: self.width] for ids in candidates]
         rows += [rows[0][:1]] * (self.candidates - len(rows))
         with attention.implementations(self._config, **self._row_independent_experts()):
             return self._forward(position, rows, self.width, view_at(position), logits_row=None)
@@ -302,7 +311,7 @@ class ModelRunner:
         self, position: int, batch: Sequence[Sequence[int]], rows: int, view: int, logits_row: int | None
     ) -> torch.Tensor:
         self._forget_resident_from(position)
-        padded = [[*ids, *[_PADDING_ID] * (rows - len(ids))] for ids in batch]
+        padded = [[*ids, *[ids[0]] * (rows - len(ids))] for ids in batch]
         last = self.context_length - 1  # padding rows may reach beyond what the model has positions for
         positions = [min(position + row, last) for row in range(rows)]
         if self._static_steps is not None and logits_row is None:
@@ -344,38 +353,33 @@ class ModelRunner:
         return {"experts": "batched_mm"} if self._exchanges_experts else {}
 
     @torch.inference_mode()
-    def _layer_shapes(
-        self, state_layer: torch.nn.Module | None
-    ) -> tuple[list[LayerShape], LayerShape | None]:
+    def _kept_shapes(self, layer: torch.nn.Module | None) -> tuple[list[LayerShape], LayerShape | None]:
         """Run one position through the model's own cache; return what each layer keeps, and the states of one."""
         probe = torch.zeros(1, 1, dtype=torch.long, device=self.device)
-        outputs: list[Any] = []
-        hook = state_layer and state_layer.register_forward_hook(lambda _, __, output: outputs.append(output))
-        cache = self.model(probe, use_cache=True).cache
-        if hook:
-            hook.remove()
+        with outputs_of(layer) as outputs:
+            cache = self.model(probe, use_cache=True).cache
         shapes = [
             LayerShape(
-                heads=layer.keys.shape[1],
-                key_dim=layer.keys.shape[3],
-                value_dim=layer.values.shape[3],
-                dtype=layer.keys.dtype,
-                device=layer.keys.device,
+                heads=one.keys.shape[1],
+                key_dim=one.keys.shape[3],
+                value_dim=one.values.shape[3],
+                dtype=one.keys.dtype,
+                device=one.keys.device,
                 is_sliding=is_sliding,
             )
-            for layer, is_sliding in zip(cache.layers, sliding_layers(self._config), strict=True)
+            for one, is_sliding in zip(cache.layers, sliding_layers(self._config), strict=True)
         ]
-        for output in outputs:
-            states = output[0] if isinstance(output, tuple) else output  # (1, 1, dim)
-            return shapes, LayerShape(1, 0, states.shape[-1], states.dtype, states.device, is_sliding=False)
-        return shapes, None
+        if not outputs or outputs[0].shape[:2] != (1, 1) or outputs[0].dim() != 3:
+            return shapes, None
+        states = outputs[0]  # (1, 1, dim)
+        return shapes, LayerShape(1, 0, states.shape[-1], states.dtype, states.device, is_sliding=False)
 
 
 def _ruled_predictions(
     logits: torch.Tensor, candidates: Sequence[Sequence[int]], rules: Rules, before: Sequence[int]
 ) -> list[list[int]] | None:
     predicted: list[list[int]] = []
-    for rows, ids in zip(logits, candidates, strict=False):
+    for rows, ids in zip(logits[: len(candidates)], candidates, strict=True):
         used = rows[: len(ids)]
         if not bool(used.amax(dim=-1).isfinite().all()):
             return None
@@ -395,9 +399,9 @@ def _checked_width(width: int) -> int:
 
 
 def _checked_candidates(candidates: int) -> int:
-    if not 1 <= candidates <= _MAX_CANDIDATES:
+    if not 1 <= candidates <= MAX_CANDIDATES:
         raise ModelError(
-            f"candidates must be from 1 to {_MAX_CANDIDATES}, got {candidates}; 1 or 4 are good choices"
+            f"candidates must be from 1 to {MAX_CANDIDATES}, got {candidates}; 1 or 4 are good choices"
         )
     return candidates
 
@@ -429,5 +433,5 @@ def _require_free_memory(wanted: int, context_length: int, device: torch.device)
     if wanted > free:
         raise ModelError(
             f"the KV memory for a context of {context_length} tokens and the prefix cache need {wanted / 2**20:.0f} MiB, "
-            f"but {free / 2**20:.0f} MiB are free on {device}; lower max_context, or prefix_cache_mb"
+            f"but {free / 2**20:.0f} MiB are free on {device}; lower max_context, prefix_cache_mb, or candidates"
         )

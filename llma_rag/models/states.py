@@ -20,14 +20,33 @@ from llma_rag.models.memory import SlotMemory
 _DEPTH = 2 / 3  # of the layers; any from a sixth on serves, this is where choosing was best
 
 
-def state_layer(model: PreTrainedModel) -> tuple[int, nn.Module] | None:
-    """Return number and module of the layer whose states are kept; None where layers are not a plain list."""
+def state_layer(model: PreTrainedModel) -> nn.Module | None:
+    """Return the layer whose states are kept; None where the decoder's layers are not a plain list."""
     count = model.config.get_text_config(decoder=True).num_hidden_layers
-    for module in model.modules():
+    for module in model.get_decoder().modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
-            number = round(_DEPTH * (count - 1))
-            return number, module[number]
+            layer: nn.Module = module[round(_DEPTH * (count - 1))]
+            return layer
     return None
+
+
+@contextmanager
+def outputs_of(layer: nn.Module | None) -> Iterator[list[torch.Tensor]]:
+    """Collect what a layer makes of the passes inside, each (batch, rows, dim)."""
+    outputs: list[torch.Tensor] = []
+    if layer is None:
+        yield outputs
+        return
+    handle = layer.register_forward_hook(lambda _, __, output: outputs.append(_states(output)))
+    try:
+        yield outputs
+    finally:
+        handle.remove()
+
+
+def _states(output: Any) -> torch.Tensor:
+    states: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return states
 
 
 class HiddenStates:
@@ -53,8 +72,7 @@ class HiddenStates:
             handle.remove()
 
     def _keep(self, _: nn.Module, __: Any, output: Any) -> None:
-        states = output[0] if isinstance(output, tuple) else output  # (batch, rows, dim)
-        self._memory.window.write(self._memory.states, states[:, None])
+        self._memory.window.write(self._memory.states, _states(output)[:, None])  # (batch, 1, rows, dim)
 
     @torch.inference_mode()
     def begin(self, prompt_length: int) -> None:
