@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from io import BytesIO, StringIO
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -65,10 +65,12 @@ def html_report(comparison: Comparison) -> str:
 def marked_pieces(text: str, spans: list[CopiedSpan]) -> list[tuple[str, CopiedSpan | None]]:
     """Return the text in pieces, each with the span that it is copied by; of overlapping spans the first wins."""
     cuts = sorted({0, len(text), *(place for span in spans for place in (span.start, span.end))})
-    return [
+    parts = [
         (text[start:end], next((span for span in spans if span.start <= start and end <= span.end), None))
         for start, end in pairwise(cuts)
     ]
+    by_span = groupby(parts, key=lambda part: part[1])
+    return [("".join(piece for piece, _ in group), span) for span, group in by_span]
 
 
 def _sample(sample: SampleComparison) -> dict[str, Any]:
@@ -169,8 +171,7 @@ def _draw_accepted(axes: Axes, comparison: Comparison) -> None:
     axes.set_xlabel("accepted tokens")
     axes.set_ylabel("share of passes")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if drafting:
-        axes.legend()
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _bar_places(comparison: Comparison, modes: list[str]) -> dict[str, list[float]]:
@@ -187,7 +188,7 @@ def _name_samples(axes: Axes, comparison: Comparison, modes: int | None = None) 
     names = [sample.id for sample in comparison.samples]
     axes.set_xticks(centres, names, rotation=45, ha="right", parse_math=False)
     axes.set_xlim(-1, (modes + 1) * len(comparison.samples) - 1)
-    axes.legend(ncols=modes)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _svg(figure: Figure) -> str:
