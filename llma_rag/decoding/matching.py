@@ -43,7 +43,7 @@ class NgramIndex:
         self.ids: list[int] = []
         self._alike = alike
         self._sizes = _SIZES if alike is None else (*_SIZES, _ALIKE)
-        self._latest: dict[int, int] = {}  # by n-gram: the end of its most recent occurrence
+        self.latest: dict[int, int] = {}  # by n-gram: the end of its most recent occurrence
         self._earlier = {
             size: array("q") for size in self._sizes
         }  # by end - 1: the end of the one before, or 0
@@ -59,13 +59,13 @@ class NgramIndex:
         end = len(self.ids)
         for size in self._sizes:
             key = self._key(self.ids, size) if size <= end else None
-            self._earlier[size].append(0 if key is None else self._latest.get(key, 0))
+            self._earlier[size].append(0 if key is None else self.latest.get(key, 0))
             if key is not None:
-                self._latest[key] = end
+                self.latest[key] = end
 
     def matches(self, output: Sequence[int], size: int, most_visited: int = _MOST_VISITED) -> Iterator[Match]:
         """Yield where the output's last `size` ids occurred, most recent first; their lengths count further ids."""
-        end = self._latest.get(self._key(output, size), 0)
+        end = self.latest.get(self._key(output, size), 0)
         for _ in range(most_visited):
             if not end:
                 return
@@ -80,10 +80,6 @@ class NgramIndex:
         if self._alike is not None:
             for match in self.matches(output, _ALIKE):
                 yield match._replace(length=0)
-
-    def knows(self, token_id: int) -> bool:
-        """Return whether an id occurs here."""
-        return hash(token_id) in self._latest
 
     def holds(self, ids: Sequence[int]) -> bool:
         """Return whether ids occur here one after another; only the most recent places are looked at."""
@@ -103,10 +99,8 @@ class NgramIndex:
         return length
 
     def _key(self, ids: Sequence[int], size: int) -> int:
-        if size == 1:
-            return hash(ids[-1])
         if size != _ALIKE:
-            return hash(tuple(ids[-size:]))
+            return _ngram(ids, size)
         alike, last = self._alike, ids[-1]
         assert alike is not None
         return hash((alike[last] if 0 <= last < len(alike) else last, "alike"))
@@ -120,10 +114,11 @@ def matches(
     Those where four agree come first, then two, then one; among them the first index's, most recent first.
     """
     found: dict[tuple[int, int], Match] = {}
-    knowing = [(number, index) for number, index in enumerate(indexes) if index.knows(output[-1])]
     for size in _SIZES:
-        if len(output) >= size:
-            for number, index in knowing:
+        if size <= len(output):
+            ngram = _ngram(output, size)
+            having = [(number, index) for number, index in enumerate(indexes) if ngram in index.latest]
+            for number, index in having:
                 for match in index.matches(output, size):
                     if match.length >= least_length:
                         found.setdefault((number, match.end), match)
@@ -132,6 +127,10 @@ def matches(
         if size <= least_length:  # the shorter n-grams' places have been visited, or are too short
             break
     return list(found.values())
+
+
+def _ngram(ids: Sequence[int], size: int) -> int:
+    return hash(ids[-1]) if size == 1 else hash(tuple(ids[-size:]))
 
 
 class IndexCache:
