@@ -182,7 +182,7 @@ class ReferenceDrafter:
             return [0.0] * len(found)
         here = len(self._context) - 2  # before the output's last id, which is not computed yet
         scores = scorer.scores([found[number].end - 2 for number in known], here)
-        scores = [score if isfinite(score) else 0.0 for score in scores]
+        scores = [min(1.0, max(-1.0, score)) if isfinite(score) else 0.0 for score in scores]
         likeness = [fmean(scores)] * len(found)
         for number, score in zip(known, scores, strict=True):
             likeness[number] = score
