@@ -49,6 +49,21 @@ class Search(StrEnum):
     words = "words"
 
 
+class ChatMode(StrEnum):
+    """What to do where the documents do not answer."""
+
+    query = "query"
+    chat = "chat"
+
+
+class ChatCondensing(StrEnum):
+    """How a follow-up question is made to stand alone."""
+
+    rule = "rule"
+    model = "model"
+    off = "off"
+
+
 store_app = typer.Typer(help="Look into a document store, or take documents out of it.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
 
@@ -103,6 +118,44 @@ def ask(
     from llma_rag.cli.ask import run_ask
 
     run_ask(question, store, model, dtype, width, max_tokens, passages, search.value, references, json_file)
+
+
+@app.command()
+def chat(
+    store: Store,
+    model: Model = DEMO_MODEL,
+    dtype: Dtype = "auto",
+    mode: Annotated[
+        ChatMode, typer.Option(help="Where the documents do not answer: refuse, or answer freely.")
+    ] = (ChatMode.query),
+    condensing: Annotated[
+        ChatCondensing, typer.Option(help="How a follow-up question is made to stand alone.")
+    ] = ChatCondensing.rule,
+    passages: Annotated[int, typer.Option(min=1, help="Most passages per question.")] = 3,
+    min_similarity: Annotated[
+        float,
+        typer.Option(min=-1, max=1, help="Of a passage to the question, below which it is not relevant."),
+    ] = 0.3,
+    max_tokens: MaxTokens = 256,
+    search: Annotated[Search, typer.Option(help="How passages are found.")] = Search.hybrid,
+    conversations: Annotated[
+        Path | None, typer.Option(help="The file that conversations are kept in; default: one of the user's.")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the last conversation about this store.")] = False,
+) -> None:
+    """Talk about the documents of a store; /help lists commands."""
+    from llma_rag.cli.chat import run_chat
+    from llma_rag.conversation import ChatSettings
+
+    settings = ChatSettings(
+        mode=mode.value,
+        passages=passages,
+        min_similarity=min_similarity,
+        condensing=condensing.value,
+        search=search.value,
+        max_tokens=max_tokens,
+    )
+    run_chat(store, model, dtype, settings, conversations, resume)
 
 
 @app.command()

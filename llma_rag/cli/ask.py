@@ -50,7 +50,7 @@ def run_ask(
         console.print()
         print_copied_words(answer)
         for number, hit in enumerate(hits, start=1):
-            console.print(source_line(number, hit))
+            console.print(source_line(number, hit), soft_wrap=True)
         console.print(figures(answer))
         output.update(
             question=question,

@@ -1,0 +1,222 @@
+"""The chatbot: looks a question up, decides whether the documents answer it, and prepares what the engine is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from llma_rag.conversation.condensing import rewritten_question, standalone_question
+from llma_rag.conversation.layout import Messages, chat_messages
+from llma_rag.conversation.turns import Basis, Conversation, Source, Turn
+from llma_rag.engine import Engine, RequestOptions
+from llma_rag.errors import ContextLengthError
+from llma_rag.generation import Generation
+from llma_rag.provenance import Reference
+from llma_rag.retrieval import DocumentStore, Hit, SearchMode
+
+Mode = Literal["query", "chat"]
+Condensing = Literal["rule", "model", "off"]
+
+REFUSAL = "The documents do not answer this question."
+_WITHOUT_DOCUMENTS = "(Not from the documents.) "
+
+
+@dataclass(frozen=True, slots=True)
+class ChatSettings:
+    """How a chatbot answers.
+
+    Attributes:
+        mode: `query` refuses where no passage is relevant, `chat` lets the model answer freely, with a mark.
+        passages: most passages per question.
+        min_similarity: of a passage to the question, -1 to 1; without one the documents do not answer it.
+        condensing: how a follow-up question is made to stand alone.
+        search: how passages are found.
+        max_tokens: most tokens of an answer.
+    """
+
+    mode: Mode = "query"
+    passages: int = 3
+    min_similarity: float = (
+        0.3  # answerable questions on the packaged documents reach 0.4 to 0.8, others 0.1 to 0.3
+    )
+    condensing: Condensing = "rule"
+    search: SearchMode = "hybrid"
+    max_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("mode", ("query", "chat")), ("condensing", ("rule", "model", "off"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name in ("passages", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Answering:
+    """A question that was looked up.
+
+    Attributes:
+        question: as asked.
+        query: as looked up.
+        basis: what the answer rests on.
+        sources: passages for it, best first.
+        messages: the prompt; empty where it is refused.
+        options: for the engine, references among them.
+        left_out: turns at the beginning of the conversation that the prompt has no room for.
+    """
+
+    question: str
+    query: str
+    basis: Basis
+    sources: tuple[Source, ...]
+    messages: Messages
+    options: RequestOptions
+    left_out: int
+
+    @property
+    def opening(self) -> str:
+        """What stands before the model's words, or is the whole answer where it is refused."""
+        return {"documents": "", "model": _WITHOUT_DOCUMENTS, "refusal": REFUSAL}[self.basis]
+
+
+class Chatbot:
+    """Answers questions about the documents of a store, turn after turn.
+
+    Args:
+        engine: the model.
+        store: the documents.
+        settings: how to answer.
+    """
+
+    def __init__(self, engine: Engine, store: DocumentStore, settings: ChatSettings | None = None) -> None:
+        self.engine = engine
+        self.store = store
+        self.settings = settings or ChatSettings()
+
+    def prepare(self, conversation: Conversation, question: str) -> Answering:
+        """Look a question up; the engine then streams `messages` with `options`, unless it is refused.
+
+        Raises:
+            ContextLengthError: the question alone does not fit the model's context.
+            ValueError: the question is empty.
+        """
+        if not question.strip():
+            raise ValueError("the question is empty; ask something")
+        query = self._standalone(question, conversation)
+        hits = self._relevant(query)
+        sources = _numbered(hits, conversation.numbers)
+        if not hits and self.settings.mode == "query":
+            options = RequestOptions()
+            return Answering(question, query, "refusal", (), [], options, conversation.first_shown)
+        budget = self.engine.runner.context_length - self.settings.max_tokens
+        while True:
+            messages, left_out = chat_messages(
+                conversation, question, sources, budget, self.engine.count_tokens
+            )
+            if self.engine.count_tokens(messages) <= budget:
+                break
+            if not sources:
+                raise ContextLengthError(
+                    f"the question leaves no room for an answer of {self.settings.max_tokens} tokens in a context of "
+                    f"{self.engine.runner.context_length}; shorten it, or lower max_tokens"
+                )
+            sources = sources[:-1]
+        return Answering(
+            question,
+            query,
+            "documents" if hits else "model",
+            tuple(sources),
+            messages,
+            RequestOptions(
+                references=_references(sources, conversation), max_tokens=self.settings.max_tokens
+            ),
+            left_out,
+        )
+
+    def finish(self, conversation: Conversation, answering: Answering, answer: Generation | None) -> Turn:
+        """Return the turn that a question and the model's answer make, and add it to the conversation."""
+        text = answering.opening + (answer.text if answer else "")
+        turn = Turn(
+            answering.question,
+            answering.query,
+            text,
+            answering.basis,
+            answering.sources,
+            _spans(answering, answer) if answer else (),
+            _figures(answer) if answer else {},
+        )
+        conversation.turns.append(turn)
+        conversation.first_shown = answering.left_out
+        return turn
+
+    def ask(self, conversation: Conversation, question: str) -> Turn:
+        """Answer a question at once."""
+        answering = self.prepare(conversation, question)
+        refused = answering.basis == "refusal"
+        answer = None if refused else self.engine.generate(answering.messages, **answering.options)
+        return self.finish(conversation, answering, answer)
+
+    def _standalone(self, question: str, conversation: Conversation) -> str:
+        if self.settings.condensing == "off":
+            return question
+        if self.settings.condensing == "model":
+            return rewritten_question(self.engine, question, conversation.turns)
+        return standalone_question(question, conversation.turns)
+
+    def _relevant(self, query: str) -> list[Hit]:
+        """Return passages for a query; none unless one of them is similar enough."""
+        hits = self.store.search(query, self.settings.passages, mode=self.settings.search)
+        floor = self.settings.min_similarity
+        is_relevant = any(hit.similarity is None or hit.similarity >= floor for hit in hits)
+        return hits if is_relevant else []
+
+
+def _numbered(hits: list[Hit], numbers: Mapping[str, int]) -> list[Source]:
+    """Return passages under the numbers that the conversation knows them by, new ones under the next."""
+    following = max(numbers.values(), default=0) + 1
+    known = dict(numbers)
+    for hit in hits:
+        if hit.id not in known:
+            known[hit.id] = following
+            following += 1
+    return [Source.of(known[hit.id], hit) for hit in hits]
+
+
+def _references(sources: list[Source], conversation: Conversation) -> list[Reference]:
+    """Return the passages, then what earlier turns had and said, which serves drafts only."""
+    earlier = [
+        Reference(text, draft_only=True)
+        for turn in reversed(conversation.turns)
+        for text in (turn.answer, *(source.text for source in turn.sources))
+    ]
+    return [*(Reference(source.text, source.metadata) for source in sources), *earlier]
+
+
+def _spans(answering: Answering, answer: Generation) -> tuple[Mapping[str, Any], ...]:
+    return tuple(
+        {
+            "start": span.start + len(answering.opening),
+            "end": span.end + len(answering.opening),
+            "number": answering.sources[span.reference_index].number,
+            "source_start": span.reference_start,
+            "source_end": span.reference_end,
+        }
+        for span in answer.copied_spans
+    )
+
+
+def _figures(answer: Generation) -> dict[str, Any]:
+    timings = answer.timings
+    return {
+        "prompt_tokens": answer.prompt_tokens,
+        "cached_tokens": answer.cached_tokens,
+        "completion_tokens": answer.completion_tokens,
+        "forward_passes": answer.forward_passes,
+        "tokens_per_pass": round(answer.tokens_per_pass, 3),
+        "copied_coverage": round(answer.copied_coverage, 3),
+        "prefill_s": round(timings.prefill_s, 4),
+        "decode_s": round(timings.decode_s, 4),
+        "finish_reason": answer.finish_reason,
+    }

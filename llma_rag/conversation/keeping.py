@@ -1,0 +1,160 @@
+"""Conversations in SQLite: a turn is on disk once it is finished, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from llma_rag.closing import Closing
+from llma_rag.conversation.turns import Conversation, Turn
+from llma_rag.errors import StoreError
+
+_FORMAT = 1
+_BUSY_S = 30
+_SCHEMA = (
+    """CREATE TABLE IF NOT EXISTS conversations (
+        id TEXT PRIMARY KEY, title TEXT NOT NULL, about TEXT NOT NULL, begun REAL NOT NULL,
+        changed REAL NOT NULL, first_shown INTEGER NOT NULL
+    )""",
+    """CREATE TABLE IF NOT EXISTS turns (
+        conversation TEXT NOT NULL REFERENCES conversations (id) ON DELETE CASCADE,
+        number INTEGER NOT NULL, content TEXT NOT NULL, PRIMARY KEY (conversation, number)
+    )""",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A conversation as it is listed; times are seconds since 1970."""
+
+    id: str
+    title: str
+    about: str
+    begun: float
+    changed: float
+    turns: int
+
+
+class ConversationStore(Closing):
+    """Conversations by id, in a file or, without one, in memory; threads may share it.
+
+    Raises:
+        StoreError: the file is damaged or of another kind.
+    """
+
+    def __init__(self, path: str | Path | None = None) -> None:
+        self._path = path
+        self._lock = threading.RLock()
+        self._database = sqlite3.connect(
+            ":memory:" if path is None else path,
+            timeout=_BUSY_S,
+            check_same_thread=False,
+            isolation_level=None,
+        )
+        try:
+            with self._access():
+                self._prepare()
+        except BaseException:
+            self._database.close()
+            raise
+
+    def begin(self, title: str = "", about: str = "") -> Conversation:
+        """Begin a conversation.
+
+        Args:
+            title: for lists; the first question where none is given.
+            about: which documents it is about, to find it again.
+        """
+        conversation = Conversation(uuid.uuid4().hex)
+        now = time.time()
+        with self._access() as database:
+            database.execute(
+                "INSERT INTO conversations VALUES (?, ?, ?, ?, ?, 0)",
+                (conversation.id, title, about, now, now),
+            )
+        return conversation
+
+    def add_turn(self, conversation: Conversation) -> None:
+        """Keep the last turn of a conversation, which was begun here."""
+        number = len(conversation.turns) - 1
+        turn = conversation.turns[number]
+        with self._access() as database:
+            database.execute(
+                "INSERT INTO turns VALUES (?, ?, ?)",
+                (conversation.id, number, json.dumps(turn.to_json(), default=str)),
+            )
+            database.execute(
+                "UPDATE conversations SET changed = ?, first_shown = ?, title = coalesce(nullif(title, ''), ?) "
+                "WHERE id = ?",
+                (time.time(), conversation.first_shown, turn.question, conversation.id),
+            )
+
+    def get(self, conversation_id: str) -> Conversation | None:
+        """Return a conversation, None where there is none of this id."""
+        with self._access() as database:
+            row = database.execute(
+                "SELECT first_shown FROM conversations WHERE id = ?", (conversation_id,)
+            ).fetchone()
+            if row is None:
+                return None
+            contents = database.execute(
+                "SELECT content FROM turns WHERE conversation = ? ORDER BY number", (conversation_id,)
+            ).fetchall()
+        return Conversation(conversation_id, [Turn.from_json(json.loads(one)) for (one,) in contents], row[0])
+
+    def list(self, about: str | None = None) -> list[Kept]:
+        """Return what is kept, or what of it is about some documents, the last changed first."""
+        with self._access() as database:
+            rows = database.execute(
+                "SELECT id, title, about, begun, changed, (SELECT count(*) FROM turns WHERE conversation = id) "
+                "FROM conversations WHERE about = coalesce(?, about) ORDER BY changed DESC, id",
+                (about,),
+            ).fetchall()
+        return [Kept(*row) for row in rows]
+
+    def delete(self, conversation_id: str) -> bool:
+        """Forget a conversation; return whether there was one."""
+        with self._access() as database:
+            return database.execute("DELETE FROM conversations WHERE id = ?", (conversation_id,)).rowcount > 0
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._database.close()
+
+    def _prepare(self) -> None:
+        database = self._database
+        (found,) = database.execute("PRAGMA user_version").fetchone()
+        (tables,) = database.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        if found != _FORMAT and (found or tables):
+            raise StoreError(
+                f"{self._path} is no file of conversations of format {_FORMAT}; name another file"
+            )
+        for statement in _SCHEMA:
+            database.execute(statement)
+        database.execute(f"PRAGMA user_version = {_FORMAT}")
+
+    @contextmanager
+    def _access(self) -> Iterator[sqlite3.Connection]:
+        """Let one thread in; what it changes is kept whole or not at all."""
+        with self._lock:
+            try:
+                self._database.execute("PRAGMA foreign_keys = ON")
+                self._database.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._database
+                except BaseException:
+                    self._database.execute("ROLLBACK")
+                    raise
+                self._database.execute("COMMIT")
+            except sqlite3.DatabaseError as error:
+                raise StoreError(
+                    f"the conversations in {self._path} cannot be read or written: {error}"
+                ) from error

@@ -1,0 +1,64 @@
+"""Prompts to which each turn only adds, so that what was computed for the last one need not be computed again.
+
+A passage is shown once, in the turn that found it first; later turns name it by its number. Where the prompt would
+outgrow its budget, the oldest turns go, several at once: each time this happens the prompt begins anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from llma_rag.conversation.turns import Conversation, Source, Turn
+
+Messages = list[dict[str, str]]
+Count = Callable[[Messages], int]
+
+INSTRUCTIONS = (
+    "You answer questions about the user's documents, in their own words where you can. "
+    "Say so if the passages do not answer the question."
+)
+_SHARE_AFTER_CUT = 0.5  # of the room beside the question that earlier turns may take once some had to go
+
+
+def chat_messages(
+    conversation: Conversation, question: str, sources: Sequence[Source], budget: int, count: Count
+) -> tuple[Messages, int]:
+    """Return a prompt, and how many turns at the beginning it leaves out.
+
+    Args:
+        conversation: what was said before.
+        question: as the user asks it.
+        sources: passages for it, best first.
+        budget: most tokens of the prompt; more only where passages and question alone take more.
+        count: counts tokens.
+    """
+    left_out = conversation.first_shown
+    messages = _messages(conversation.turns[left_out:], question, sources)
+    if count(messages) > budget:
+        alone = count(_messages([], question, sources))
+        room = alone + int(max(0, budget - alone) * _SHARE_AFTER_CUT)
+        while left_out < len(conversation.turns) and count(messages) > room:
+            left_out += 1
+            messages = _messages(conversation.turns[left_out:], question, sources)
+    return messages, left_out
+
+
+def _messages(turns: Sequence[Turn], question: str, sources: Sequence[Source]) -> Messages:
+    messages = [{"role": "system", "content": INSTRUCTIONS}]
+    shown: set[str] = set()
+    for turn in turns:
+        messages.append({"role": "user", "content": _asked(turn.question, turn.sources, shown)})
+        messages.append({"role": "assistant", "content": turn.answer})
+    messages.append({"role": "user", "content": _asked(question, sources, shown)})
+    return messages
+
+
+def _asked(question: str, sources: Sequence[Source], shown: set[str]) -> str:
+    """Return a question behind its passages, the new ones in full; those are shown from now on."""
+    new = [source for source in sources if source.id not in shown]
+    known = [source for source in sources if source.id in shown]
+    shown.update(source.id for source in new)
+    parts = [f"[{source.number}] {source.text}" for source in new]
+    if known:
+        parts.append("See also " + ", ".join(f"[{source.number}]" for source in known) + " above.")
+    return "\n\n".join([*parts, f"Question: {question}"])
