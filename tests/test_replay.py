@@ -104,9 +104,15 @@ def test_both_kinds_of_files_are_read(tmp_path):
     sample = {"id": "3", "prompt_token_ids": [1, 2], "modes": {"references": {"token_ids": [3]}}}
     saved.write_text(json.dumps({"samples": [sample]}))
     assert read_forced(saved, encode) == [Forced("3", [[1, 2]], [], [3])]
-    for content in ('{"query": 1}', "no json", '{"samples": [{}]}', "[]"):
+    for content, message in (
+        ('{"query": 1}', r"line 1 of .* with `docs` and `result.text`"),
+        (f"{json.dumps(rows[0])}\nno json", "line 2 of"),
+        ("[]", "line 1 of"),
+        ('{"docs": "text", "result": {"text": "t"}}', "a list of texts `docs`"),
+        ('{"samples": [{}]}', "no complete output of `compare --json`"),
+    ):
         lines.write_text(content)
-        with pytest.raises(DataError, match=r"must hold lines with `docs` and `result.text`"):
+        with pytest.raises(DataError, match=message):
             read_forced(lines, encode)
     with pytest.raises(DataError, match="cannot be read"):
         read_forced(tmp_path / "nothing", encode)
@@ -120,6 +126,8 @@ def test_the_command_prints_a_table(capsys, tmp_path, tiny_folder):
     code, out, _ = run(capsys, "replay", "--data", data, "--tokenizer", tiny_folder, "--json", out_file)
     assert code == 0
     assert "llma_released" in out
+    code, _, err = run(capsys, "replay", "--data", data, "--tokenizer", tiny_folder, "--skip", 3)
+    assert (code, err) == (2, f"llma-rag: error: {data} holds 1 answers, none after the first 3\n")
     figures = json.loads(out_file.read_text())["policies"]
     assert figures.keys() == policies().keys()
     assert figures["llma_rag"].keys() == {"8", "16", "32"}

@@ -18,7 +18,7 @@ _PURE_GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One answer by one mode; seconds are wall-clock, `accepted_lengths` are drafted ids by pass, prefill left out."""
+    """One answer by one mode; seconds are wall-clock, `accepted_lengths` are drafted ids by pass that read drafts."""
 
     prefill_s: float
     decode_s: float
@@ -58,7 +58,9 @@ class StockModel:
         token_ids = output[0, len(prompt_ids) :].tolist()
         ends = [*(begin for begin, _ in passes[1:]), len(prompt_ids) + len(token_ids) - 1]
         accepted_lengths = [end - begin - 1 for (begin, _), end in zip(passes, ends, strict=True)]
-        accepted_lengths[0] -= len(prompt_ids) - 1  # the first pass read the prompt, and perhaps a draft
+        accepted_lengths[0] -= len(prompt_ids) - 1
+        if passes[0][1] == len(prompt_ids):  # the first pass read the prompt only, and no draft with it
+            del accepted_lengths[0]
         return Measurement(
             prefill_s=prefill_s,
             decode_s=wall_s - prefill_s,

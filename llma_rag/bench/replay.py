@@ -73,14 +73,14 @@ def read_forced(path: Path, encode: Encode) -> list[Forced]:
         whole = json.loads(text)
     except ValueError:
         whole = None
-    try:
-        if isinstance(whole, dict) and "samples" in whole:
+    if isinstance(whole, dict) and "samples" in whole:
+        try:
             return list(_of_comparison(whole))
-        return list(_of_lines(text, encode))
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path} must hold lines with `docs` and `result.text`, or the output of `compare --json`: {error}"
-        ) from error
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{path} is no complete output of `compare --json`: {error!r}") from error
+    return [
+        _of_line(path, number, line, encode) for number, line in enumerate(text.split("\n")) if line.strip()
+    ]
 
 
 def replay(
@@ -136,14 +136,21 @@ class _ForcedModel:
         pass
 
 
-def _of_lines(text: str, encode: Encode) -> Iterator[Forced]:
-    for number, line in enumerate(text.split("\n")):
-        if line.strip():
-            row: Any = json.loads(line)
-            answer = str(row["result"]["text"])
-            answer = answer.partition("####")[2] or answer
-            references = [encode(str(text)) for text in row["docs"]]
-            yield Forced(str(row.get("id", number)), references, [], encode(answer))
+def _of_line(path: Path, number: int, line: str, encode: Encode) -> Forced:
+    try:
+        row: Any = json.loads(line)
+        docs, answer = row["docs"], row["result"]["text"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"line {number + 1} of {path} must be an object with `docs` and `result.text`; the other form that can be "
+            "replayed is the output of `compare --json`"
+        ) from error
+    if not isinstance(answer, str) or not isinstance(docs, list) or not all(isinstance(d, str) for d in docs):
+        raise DataError(
+            f"line {number + 1} of {path} must have a text `result.text` and a list of texts `docs`"
+        )
+    answer = answer.partition("####")[2] or answer
+    return Forced(str(row.get("id", number)), [encode(text) for text in docs], [], encode(answer))
 
 
 def _of_comparison(whole: dict[str, Any]) -> Iterator[Forced]:

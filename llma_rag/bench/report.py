@@ -115,7 +115,12 @@ def _mode_rows(comparison: Comparison) -> list[dict[str, Any]]:
 
 def _flat(environment: dict[str, Any]) -> dict[str, str]:
     versions = environment["versions"]
-    settings = {name: str(value) for name, value in environment.items() if name != "versions"}
+    words = {True: "yes", False: "no"}
+    settings = {
+        name: words[value] if isinstance(value, bool) else str(value)
+        for name, value in environment.items()
+        if name != "versions"
+    }
     return {**settings, "versions": ", ".join(f"{name} {version}" for name, version in versions.items())}
 
 

@@ -26,9 +26,14 @@ Model = Annotated[
     typer.Option(help="Hub name, local folder, .gguf file, or smollm2-135m (needs no hub)."),
 ]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
-Width = Annotated[int | None, typer.Option(help="Positions per verify step; default: chosen at load.")]
+Width = Annotated[
+    int | None, typer.Option(help="Positions per verify step, 2 to 64; default: chosen at load.")
+]
 Candidates = Annotated[
-    int | None, typer.Option(help="Drafts that a verify step checks side by side; default: chosen at load.")
+    int | None,
+    typer.Option(
+        help="Drafts that a verify step checks side by side, 1 to 16; default: chosen at load, 1 on a CPU."
+    ),
 ]
 MaxTokens = Annotated[int, typer.Option(min=1, help="Most tokens per answer.")]
 Json = Annotated[
@@ -175,9 +180,11 @@ def compare(
     ] = "transformers,prompt_lookup",
     json_file: Json = None,
     html: Annotated[
-        Path | None, typer.Option(help="Also write a report with charts, a page that needs no network.")
+        Path | None, typer.Option(help="Also write a page with charts and answers (needs the report extra).")
     ] = None,
-    png: Annotated[Path | None, typer.Option(help="Also write the charts as a picture.")] = None,
+    png: Annotated[
+        Path | None, typer.Option(help="Also write the charts as a PNG picture (needs the report extra).")
+    ] = None,
 ) -> None:
     """Measure answers with references against plain decoding and transformers' generate."""
     from llma_rag.cli.compare import run_compare

@@ -46,6 +46,7 @@ def run_compare(
     with json_output(json_file) as output:
         samples = read_samples(data, skip=skip, limit=limit)
         engine = load_engine(model, dtype, width, candidates)
+        setting = {**environment(engine), "max_tokens": max_tokens, "documents": max_docs, "repeats": repeats}
         done: list[SampleComparison] = []
         with status_console.status("Comparing") as status:
             for sample in compare(
@@ -59,7 +60,7 @@ def run_compare(
             ):
                 done.append(sample)
                 status_console.print(_sample_line(sample, len(done), len(samples)))
-        comparison = Comparison(environment(engine), done, peak_memory_bytes(engine))
+        comparison = Comparison(setting, done, peak_memory_bytes(engine))
         output.update(comparison.to_json())
         _print_comparison(comparison)
     if html_file is not None:
@@ -92,7 +93,7 @@ def _sample_line(sample: SampleComparison, number: int, total: int) -> str:
 
 def _print_comparison(comparison: Comparison) -> None:
     summary = comparison.summary()
-    made = table("mode", "prefill s", "decode s", "passes", "tokens/pass", "decode ×", "total ×")
+    made = table("mode", "prefill s", "decode s", "passes", "t/pass", "decode ×", "total ×")
     for mode in comparison.samples[0].modes:
         measured = [sample.modes[mode] for sample in comparison.samples]
         passes = sum(one.forward_passes for one in measured)
@@ -108,8 +109,8 @@ def _print_comparison(comparison: Comparison) -> None:
     console.print(made)
     setting = comparison.environment
     console.print(
-        f"{setting['model']}, {setting['dtype']}, {setting['device']}, width {StepShape(setting['candidates'], setting['width'])}; × is the "
-        "mode's time over that of references"
+        f"{setting['model']}, {setting['dtype']}, {setting['device']}, width {StepShape(setting['candidates'], setting['width'])}; t/pass: tokens "
+        "per pass, ×: the mode's time over that of references"
     )
     total = summary["samples"]
     console.print(f"references identical to greedy: {summary['identical']} of {total}")

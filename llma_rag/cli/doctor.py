@@ -81,13 +81,18 @@ def _advice(engine: Engine) -> list[str]:
             advice.append("The KV memory takes over a quarter of the machine's memory: lower max_context.")
         if torch.cuda.is_available():
             advice.append("There is a CUDA device: device='cuda'.")
+        if runner.candidates > 1:
+            advice.append("On a CPU rows are not cheap: without candidates, one draft per step is checked.")
     if engine.calibration is None:
         advice.append("The width was given: without width, the best one is measured and kept.")
     return advice
 
 
 def _described(findings: dict[str, Any]) -> list[tuple[str, str]]:
-    step = ", ".join(f"{shape}: {seconds * 1e3:.1f} ms" for shape, seconds in findings["step_s"].items())
+    step = ", ".join(
+        f"{shape}: {seconds * 1e3:.1f} ms"
+        for shape, seconds in sorted(findings["step_s"].items(), key=lambda step: step[1])
+    )
     equal = findings["rows_compared"] - findings["rows_different"]
     verdict = "exact" if findings["exact"] else "not exact"
     return [

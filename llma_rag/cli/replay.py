@@ -6,6 +6,7 @@ from pathlib import Path
 
 from llma_rag.bench.replay import WIDTHS, Tally, policies, read_forced, replay
 from llma_rag.cli.printing import console, json_output, status_console, table
+from llma_rag.errors import DataError
 from llma_rag.models.loading import load_tokenizer
 from llma_rag.text import alike_ids, reference_ids
 
@@ -16,7 +17,10 @@ def run_replay(data: Path, tokenizer: str, skip: int, limit: int | None, json_fi
         with status_console.status("Reading") as status:
             encoder = load_tokenizer(tokenizer)
             samples = read_forced(data, lambda text: reference_ids(encoder, text))
+            held = len(samples)
             samples = samples[skip:][:limit]
+            if not samples:
+                raise DataError(f"{data} holds {held} answers, none after the first {skip}")
             tallies = replay(samples, chosen=policies(alike_ids(encoder)), progress=status.update)
         figures = {
             name: {str(width): tally.to_json() for width, tally in by_width.items()}
