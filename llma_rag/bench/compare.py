@@ -67,6 +67,19 @@ class SampleComparison:
 
 
 @dataclass(frozen=True, slots=True)
+class ModeTotals:
+    """A mode over all samples; `decode_times` and `total_times` are its time over that of `references`."""
+
+    name: str
+    prefill_s: float
+    decode_s: float
+    passes: int
+    tokens_per_pass: float
+    decode_times: float
+    total_times: float
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """All samples with the environment they ran in."""
 
@@ -89,6 +102,25 @@ class Comparison:
             "speedup_decode": {mode: self._speedup(mode, total=False) for mode in others},
             "speedup_total": {mode: self._speedup(mode, total=True) for mode in others},
         }
+
+    def totals(self) -> list[ModeTotals]:
+        """Return what each mode took over all samples, `references` first."""
+        rows = []
+        for mode in self.samples[0].modes:
+            measured = [sample.modes[mode] for sample in self.samples]
+            passes = sum(one.forward_passes for one in measured)
+            rows.append(
+                ModeTotals(
+                    mode,
+                    sum(one.prefill_s for one in measured),
+                    sum(one.decode_s for one in measured),
+                    passes,
+                    sum(len(one.token_ids) for one in measured) / passes,
+                    self._speedup(mode, total=False),
+                    self._speedup(mode, total=True),
+                )
+            )
+        return rows
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as data."""

@@ -54,7 +54,8 @@ def html_report(comparison: Comparison) -> str:
     page: str = environment.get_template("report.html").render(
         environment=_flat(comparison.environment),
         summary=comparison.summary(),
-        modes=_mode_rows(comparison),
+        modes=comparison.totals(),
+        colours=_COLOURS,
         samples=[_sample(sample) for sample in comparison.samples],
         charts=_svg(_charts(comparison)),
         peak_mib=comparison.peak_memory_bytes / 2**20,
@@ -90,27 +91,6 @@ def _sample(sample: SampleComparison) -> dict[str, Any]:
             for name, mode in sample.modes.items()
         },
     }
-
-
-def _mode_rows(comparison: Comparison) -> list[dict[str, Any]]:
-    summary = comparison.summary()
-    rows = []
-    for name in comparison.samples[0].modes:
-        measured = [sample.modes[name] for sample in comparison.samples]
-        passes = sum(one.forward_passes for one in measured)
-        rows.append(
-            {
-                "name": name,
-                "colour": _COLOURS[name],
-                "prefill_s": sum(one.prefill_s for one in measured),
-                "decode_s": sum(one.decode_s for one in measured),
-                "passes": passes,
-                "tokens_per_pass": sum(len(one.token_ids) for one in measured) / passes,
-                "decode_times": summary["speedup_decode"].get(name, 1.0),
-                "total_times": summary["speedup_total"].get(name, 1.0),
-            }
-        )
-    return rows
 
 
 def _flat(environment: dict[str, Any]) -> dict[str, str]:

@@ -10,7 +10,7 @@ import platformdirs
 from rich.live import Live
 from rich.text import Text
 
-from llma_rag.cli.printing import console, load_engine, printable, shown_path, status_console
+from llma_rag.cli.printing import console, copied_style, load_engine, printable, shown_path, status_console
 from llma_rag.conversation import (
     Answering,
     Chatbot,
@@ -27,7 +27,6 @@ from llma_rag.generation import Generation
 from llma_rag.provenance import as_references, copied_spans
 from llma_rag.retrieval import DocumentStore, embedder_named
 
-_STYLES = ("black on green", "black on cyan", "black on yellow", "black on magenta", "black on blue")
 _HELP = """\
 /sources [N]  the passages of the last answer, or one of them in full
 /stats        figures of the last answer
@@ -147,7 +146,7 @@ class _Terminal:
                     text += piece
                     shown = Text(printable(text))
                     for span in copied_spans(text, references):
-                        shown.stylize(_style(numbers[span.reference_index]), span.start, span.end)
+                        shown.stylize(copied_style(numbers[span.reference_index]), span.start, span.end)
                     live.update(shown)
             return stream.result
 
@@ -212,13 +211,9 @@ def _last(kept: ConversationStore, about: str) -> Conversation | None:
     return kept.get(known[0].id) if known else None
 
 
-def _style(number: int) -> str:
-    return _STYLES[(number - 1) % len(_STYLES)]
-
-
 def _source_line(source: Source) -> Text:
     line = Text("  ")
-    line.append(f"[{source.number}]", _style(source.number))
+    line.append(f"[{source.number}]", copied_style(source.number))
     line.append(f" {shown_path(source.source)}")
     if source.page is not None:
         line.append(f", page {source.page}")

@@ -94,17 +94,15 @@ def _sample_line(sample: SampleComparison, number: int, total: int) -> str:
 def _print_comparison(comparison: Comparison) -> None:
     summary = comparison.summary()
     made = table("mode", "prefill s", "decode s", "passes", "t/pass", "decode ×", "total ×")
-    for mode in comparison.samples[0].modes:
-        measured = [sample.modes[mode] for sample in comparison.samples]
-        passes = sum(one.forward_passes for one in measured)
+    for row in comparison.totals():
         made.add_row(
-            mode,
-            f"{sum(one.prefill_s for one in measured):.1f}",
-            f"{sum(one.decode_s for one in measured):.1f}",
-            str(passes),
-            f"{sum(len(one.token_ids) for one in measured) / passes:.2f}",
-            f"{summary['speedup_decode'].get(mode, 1.0):.2f}",
-            f"{summary['speedup_total'].get(mode, 1.0):.2f}",
+            row.name,
+            f"{row.prefill_s:.1f}",
+            f"{row.decode_s:.1f}",
+            str(row.passes),
+            f"{row.tokens_per_pass:.2f}",
+            f"{row.decode_times:.2f}",
+            f"{row.total_times:.2f}",
         )
     console.print(made)
     setting = comparison.environment

@@ -61,11 +61,16 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
+def copied_style(number: int) -> str:
+    """Return the colours of what is copied from a source of this number, from 1."""
+    return _COPIED_STYLES[(number - 1) % len(_COPIED_STYLES)]
+
+
 def highlighted(text: str, spans: Sequence[CopiedSpan]) -> Text:
     """Return the text with copied words marked, one colour per reference."""
     marked = Text(printable(text))
     for span in spans:
-        marked.stylize(_COPIED_STYLES[span.reference_index % len(_COPIED_STYLES)], span.start, span.end)
+        marked.stylize(copied_style(span.reference_index + 1), span.start, span.end)
     return marked
 
 
@@ -93,7 +98,7 @@ def source_line(number: int, hit: Hit) -> Text:
     """Return a line that names a retrieved passage, in the colour of its copied words."""
     chunk = hit.chunk
     line = Text("  ")
-    line.append(f"[{number}]", _COPIED_STYLES[(number - 1) % len(_COPIED_STYLES)])
+    line.append(f"[{number}]", copied_style(number))
     line.append(f" {shown_path(chunk.source)}")
     if chunk.page is not None:
         line.append(f", page {chunk.page}")
