@@ -8,7 +8,7 @@ from typing import Any
 from llma_rag.engine import Engine, RequestOptions
 from llma_rag.evidence import evidence
 from llma_rag.generation import Generation
-from llma_rag.provenance import as_references, copied_spans
+from llma_rag.provenance import CopiedSpan, as_references, copied_spans
 from llma_rag.replies import (
     CallStyle,
     ReplyParser,
@@ -99,11 +99,16 @@ class Call:
                 yield piece
 
     @property
+    def copied_spans(self) -> list[CopiedSpan]:
+        """Which characters of `content` stand in which reference."""
+        if self.content == self.answer.text:
+            return self.answer.copied_spans
+        return copied_spans(self.content, self._references)
+
+    @property
     def evidence(self) -> dict[str, Any]:
         """How the answer came about, and which of its characters were copied from where."""
-        whole = self.content == self.answer.text
-        spans = self.answer.copied_spans if whole else copied_spans(self.content, self._references)
-        return evidence(self.answer, spans, model=self.engine.name, called=self._called)
+        return evidence(self.answer, self.copied_spans, model=self.engine.name, called=self._called)
 
     def _fed(self, text: str) -> Iterator[ReplyPiece]:
         if text:

@@ -120,6 +120,8 @@ class Engine:
         self._alike = alike_ids(tokenizer)
         self._indexes = IndexCache(_MOST_INDEXED_IDS, self._alike)  # used by the worker thread only
         self._process = os.getpid()
+        self._unfinished = 0
+        self._counting = threading.Lock()
         self._worker = worker_for(model, model.device.type)
         self.runner, self.verdict, self.calibration = self._worker.submit(
             exact_runner,
@@ -207,31 +209,51 @@ class Engine:
         """
         request = self._request(prompt, options)
         stream = TextStream()
-        self._worker.submit(self._serve, request, stream.put, stream.cancelled)
+        self._submit(request, stream)
         return stream
 
     def astream(self, prompt: str | Sequence[Message], **options: Unpack[RequestOptions]) -> AsyncTextStream:
         """Return the same for the running event loop, which goes on meanwhile."""
         request = self._request(prompt, options)
         stream = AsyncTextStream()
-        self._worker.submit(self._serve, request, stream.put, stream.cancelled)
+        self._submit(request, stream)
         return stream
 
     def count_tokens(self, prompt: str | Sequence[Message]) -> int:
         """Return how many ids a prompt has."""
         return len(prompt_ids(self.tokenizer, prompt))
 
+    @property
+    def unfinished_requests(self) -> int:
+        """How many requests wait for the model or are being answered; a cancelled one counts until the model is free."""
+        return self._unfinished
+
     def _request(self, prompt: str | Sequence[Message], options: RequestOptions) -> _Request:
         if os.getpid() != self._process:
             raise ModelError("an engine does not work in a forked process; make it after the fork")
         return _Request(prompt, **options)
 
+    def _submit(self, request: _Request, stream: TextStream | AsyncTextStream) -> None:
+        self._count(1)
+        try:
+            self._worker.submit(self._serve, request, stream.put, stream.cancelled)
+        except BaseException:
+            self._count(-1)
+            raise
+
+    def _count(self, difference: int) -> None:
+        with self._counting:
+            self._unfinished += difference
+
     def _serve(self, request: _Request, put: Callable[[Event], None], cancelled: threading.Event) -> None:
         """Run a request in the worker thread; every outcome reaches the caller through `put`."""
+        outcome: Event
         try:
-            put(self._answer(request, put, cancelled))
+            outcome = self._answer(request, put, cancelled)
         except BaseException as error:
-            put(error)
+            outcome = error
+        self._count(-1)
+        put(outcome)
 
     def _answer(
         self, request: _Request, emit: Callable[[str], None], cancelled: threading.Event

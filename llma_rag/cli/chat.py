@@ -10,6 +10,7 @@ import platformdirs
 from rich.live import Live
 from rich.text import Text
 
+from llma_rag.calls import Call
 from llma_rag.cli.printing import console, copied_style, load_engine, printable, shown_path, status_console
 from llma_rag.conversation import (
     Answering,
@@ -23,7 +24,6 @@ from llma_rag.conversation import (
 from llma_rag.engine import RequestOptions
 from llma_rag.errors import DataError, LlmaRagError, StoreError
 from llma_rag.files import write_atomically
-from llma_rag.generation import Generation
 from llma_rag.provenance import as_references, copied_spans
 from llma_rag.retrieval import DocumentStore, embedder_named
 
@@ -70,7 +70,7 @@ class _Terminal:
         self._kept = kept
         self._about = about
         self._conversation = _last(kept, about) if resume else None
-        self._answered: tuple[Answering, Generation] | None = None
+        self._answered: tuple[Answering, Call] | None = None
         self._commands: dict[str, Callable[[str], None]] = {
             "/sources": self._sources,
             "/stats": self._stats,
@@ -121,34 +121,37 @@ class _Terminal:
         answering = self._bot.prepare(self._conversation, question)
         if answering.left_out:
             console.print(f"(The first {answering.left_out} turns no longer fit and are left out.)")
-        answer = None
+        call = None
         if answering.basis == "refusal":
             console.print(answering.opening)
         else:
-            answer = self._stream(answering)
-        turn = self._bot.finish(self._conversation, answering, answer)
+            call = self._bot.call(answering)
+            self._show(answering, call)
+        turn = self._bot.finish(self._conversation, answering, call)
         self._kept.add_turn(self._conversation)
-        self._answered = None if answer is None else (answering, answer)
+        self._answered = None if call is None else (answering, call)
         for source in turn.sources:
             console.print(_source_line(source), soft_wrap=True)
 
-    def _stream(self, answering: Answering) -> Generation:
-        """Show an answer as it comes, copied words in their source's colour."""
+    def _show(self, answering: Answering, call: Call) -> None:
+        """Show an answer as it comes, copied words in their source's colour, the model's reasoning dimmed."""
         references = as_references([source.text for source in answering.sources])
         numbers = [source.number for source in answering.sources]
-        text = answering.opening
-        with self._bot.engine.stream(answering.messages, **answering.options) as stream:
+        reasoning = ""
+        with contextlib.closing(call.pieces()) as pieces:
             if not console.is_terminal:
-                console.print(printable(text + stream.result.text), soft_wrap=True)
-                return stream.result
+                for _ in pieces:
+                    pass
+                console.print(printable(answering.opening + call.content), soft_wrap=True)
+                return
             with Live(console=console, refresh_per_second=12, vertical_overflow="visible") as live:
-                for piece in stream:
-                    text += piece
+                for piece in pieces:
+                    reasoning += piece.reasoning
+                    text = answering.opening + call.content
                     shown = Text(printable(text))
                     for span in copied_spans(text, references):
                         shown.stylize(copied_style(numbers[span.reference_index]), span.start, span.end)
-                    live.update(shown)
-            return stream.result
+                    live.update(Text(printable(reasoning), "dim") + shown)
 
     def _sources(self, argument: str) -> None:
         turn = self._last_turn()
@@ -170,7 +173,8 @@ class _Terminal:
     def _compare(self, _: str) -> None:
         if self._answered is None:
             raise DataError("nothing to compare yet; ask a question that the documents answer")
-        answering, drafted = self._answered
+        answering, call = self._answered
+        drafted = call.answer
         with status_console.status("Answering without references"):
             options = RequestOptions(**{**answering.options, "draft": False})
             plain = self._bot.engine.generate(answering.messages, **options)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from llma_rag.calls import Call
 from llma_rag.conversation.condensing import rewritten_question, standalone_question
 from llma_rag.conversation.layout import Messages, chat_messages
 from llma_rag.conversation.turns import Basis, Conversation, Source, Turn
 from llma_rag.engine import Engine, RequestOptions
 from llma_rag.errors import ContextLengthError
 from llma_rag.generation import Generation
-from llma_rag.provenance import Reference
+from llma_rag.provenance import CopiedSpan, Reference
 from llma_rag.retrieval import DocumentStore, Hit, SearchMode
 
 Mode = Literal["query", "chat"]
@@ -95,8 +96,13 @@ class Chatbot:
         self.store = store
         self.settings = settings or ChatSettings()
 
-    def prepare(self, conversation: Conversation, question: str) -> Answering:
-        """Look a question up; the engine then streams `messages` with `options`, unless it is refused.
+    def prepare(self, conversation: Conversation, question: str, instructions: str = "") -> Answering:
+        """Look a question up; `call` then asks the model, unless it is refused.
+
+        Args:
+            conversation: what was said before.
+            question: as the user asks it.
+            instructions: to the model, beside the chatbot's own.
 
         Raises:
             ContextLengthError: the question alone does not fit the model's context.
@@ -113,14 +119,16 @@ class Chatbot:
         budget = self.engine.runner.context_length - self.settings.max_tokens
         while True:
             messages, left_out = chat_messages(
-                conversation, question, sources, budget, self.engine.count_tokens
+                conversation, question, sources, budget, self.engine.count_tokens, instructions
             )
-            if self.engine.count_tokens(messages) <= budget:
+            tokens = self.engine.count_tokens(messages)
+            if tokens <= budget:
                 break
             if not sources:
                 raise ContextLengthError(
-                    f"the question leaves no room for an answer of {self.settings.max_tokens} tokens in a context of "
-                    f"{self.engine.runner.context_length}; shorten it, or lower max_tokens"
+                    f"the question makes a prompt of {tokens} tokens, which leaves no room for an answer of "
+                    f"{self.settings.max_tokens} in a context of {self.engine.runner.context_length}; shorten it, or "
+                    "lower max_tokens"
                 )
             sources = sources[:-1]
         return Answering(
@@ -135,17 +143,20 @@ class Chatbot:
             left_out,
         )
 
-    def finish(self, conversation: Conversation, answering: Answering, answer: Generation | None) -> Turn:
-        """Return the turn that a question and the model's answer make, and add it to the conversation."""
-        text = answering.opening + (answer.text if answer else "")
+    def call(self, answering: Answering) -> Call:
+        """Return the request to the model, whose reply comes in pieces."""
+        return Call(self.engine, answering.messages, answering.options)
+
+    def finish(self, conversation: Conversation, answering: Answering, call: Call | None) -> Turn:
+        """Return the turn that a question and the complete reply make, and add it to the conversation."""
         turn = Turn(
             answering.question,
             answering.query,
-            text,
+            answering.opening + (call.content if call else ""),
             answering.basis,
             answering.sources,
-            _spans(answering, answer) if answer else (),
-            _figures(answer) if answer else {},
+            _spans(answering, call.copied_spans) if call else (),
+            _figures(call.answer) if call else {},
         )
         conversation.turns.append(turn)
         conversation.first_shown = answering.left_out
@@ -154,9 +165,10 @@ class Chatbot:
     def ask(self, conversation: Conversation, question: str) -> Turn:
         """Answer a question at once."""
         answering = self.prepare(conversation, question)
-        refused = answering.basis == "refusal"
-        answer = None if refused else self.engine.generate(answering.messages, **answering.options)
-        return self.finish(conversation, answering, answer)
+        call = None if answering.basis == "refusal" else self.call(answering)
+        for _ in call.pieces() if call else ():
+            pass
+        return self.finish(conversation, answering, call)
 
     def _standalone(self, question: str, conversation: Conversation) -> str:
         if self.settings.condensing == "off":
@@ -194,7 +206,7 @@ def _references(sources: list[Source], conversation: Conversation) -> list[Refer
     return [*(Reference(source.text, source.metadata) for source in sources), *earlier]
 
 
-def _spans(answering: Answering, answer: Generation) -> tuple[Mapping[str, Any], ...]:
+def _spans(answering: Answering, spans: Sequence[CopiedSpan]) -> tuple[Mapping[str, Any], ...]:
     return tuple(
         {
             "start": span.start + len(answering.opening),
@@ -203,7 +215,7 @@ def _spans(answering: Answering, answer: Generation) -> tuple[Mapping[str, Any],
             "source_start": span.reference_start,
             "source_end": span.reference_end,
         }
-        for span in answer.copied_spans
+        for span in spans
     )
 
 

@@ -96,11 +96,12 @@ class ConversationStore(Closing):
                 (time.time(), conversation.first_shown, turn.question, conversation.id),
             )
 
-    def get(self, conversation_id: str) -> Conversation | None:
-        """Return a conversation, None where there is none of this id."""
+    def get(self, conversation_id: str, about: str | None = None) -> Conversation | None:
+        """Return a conversation, None where there is none of this id, or none about these documents."""
         with self._access() as database:
             row = database.execute(
-                "SELECT first_shown FROM conversations WHERE id = ?", (conversation_id,)
+                "SELECT first_shown FROM conversations WHERE id = ? AND about = coalesce(?, about)",
+                (conversation_id, about),
             ).fetchone()
             if row is None:
                 return None
@@ -119,10 +120,14 @@ class ConversationStore(Closing):
             ).fetchall()
         return [Kept(*row) for row in rows]
 
-    def delete(self, conversation_id: str) -> bool:
-        """Forget a conversation; return whether there was one."""
+    def delete(self, conversation_id: str, about: str | None = None) -> bool:
+        """Forget a conversation, if it is about these documents; return whether there was one."""
         with self._access() as database:
-            return database.execute("DELETE FROM conversations WHERE id = ?", (conversation_id,)).rowcount > 0
+            deleted = database.execute(
+                "DELETE FROM conversations WHERE id = ? AND about = coalesce(?, about)",
+                (conversation_id, about),
+            )
+            return deleted.rowcount > 0
 
     def close(self) -> None:
         """Close the file."""

@@ -21,7 +21,12 @@ _SHARE_AFTER_CUT = 0.5  # of the room beside the question that earlier turns may
 
 
 def chat_messages(
-    conversation: Conversation, question: str, sources: Sequence[Source], budget: int, count: Count
+    conversation: Conversation,
+    question: str,
+    sources: Sequence[Source],
+    budget: int,
+    count: Count,
+    instructions: str = "",
 ) -> tuple[Messages, int]:
     """Return a prompt, and how many turns at the beginning it leaves out.
 
@@ -31,20 +36,22 @@ def chat_messages(
         sources: passages for it, best first.
         budget: most tokens of the prompt; more only where passages and question alone take more.
         count: counts tokens.
+        instructions: behind the chatbot's own.
     """
+    system = f"{INSTRUCTIONS}\n\n{instructions}" if instructions else INSTRUCTIONS
     left_out = conversation.first_shown
-    messages = _messages(conversation.turns[left_out:], question, sources)
+    messages = _messages(system, conversation.turns[left_out:], question, sources)
     if count(messages) > budget:
-        alone = count(_messages([], question, sources))
+        alone = count(_messages(system, [], question, sources))
         room = alone + int(max(0, budget - alone) * _SHARE_AFTER_CUT)
         while left_out < len(conversation.turns) and count(messages) > room:
             left_out += 1
-            messages = _messages(conversation.turns[left_out:], question, sources)
+            messages = _messages(system, conversation.turns[left_out:], question, sources)
     return messages, left_out
 
 
-def _messages(turns: Sequence[Turn], question: str, sources: Sequence[Source]) -> Messages:
-    messages = [{"role": "system", "content": INSTRUCTIONS}]
+def _messages(system: str, turns: Sequence[Turn], question: str, sources: Sequence[Source]) -> Messages:
+    messages = [{"role": "system", "content": system}]
     shown: set[str] = set()
     for turn in turns:
         messages.append({"role": "user", "content": _asked(turn.question, turn.sources, shown)})
