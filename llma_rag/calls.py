@@ -18,7 +18,7 @@ from llma_rag.replies import (
     thinks,
     with_fitting_ids,
 )
-from llma_rag.text import Message, answer_opening
+from llma_rag.text import Message, answer_opening, prompt_ids
 
 
 class Call:
@@ -98,6 +98,26 @@ class Call:
             for piece in self._piece(self._parser.finish()):
                 yield piece
 
+    def require_room(self) -> None:
+        """Raise what is wrong with the prompt before the model is asked.
+
+        Raises:
+            ContextLengthError: it leaves no room in the context.
+            PromptError: it is empty, or the model's chat template does not take it.
+        """
+        ids = prompt_ids(
+            self.engine.tokenizer,
+            self._prompt,
+            chat_template_kwargs=self._options.get("chat_template_kwargs"),
+            answer_prefix=self._prefix,
+        )
+        self.engine.runner.require_room(len(ids))
+
+    @property
+    def finish_reason(self) -> str:
+        """`stop`, `length`, or `tool_calls`."""
+        return "tool_calls" if self._called else self.answer.finish_reason
+
     @property
     def copied_spans(self) -> list[CopiedSpan]:
         """Which characters of `content` stand in which reference."""
@@ -108,7 +128,9 @@ class Call:
     @property
     def evidence(self) -> dict[str, Any]:
         """How the answer came about, and which of its characters were copied from where."""
-        return evidence(self.answer, self.copied_spans, model=self.engine.name, called=self._called)
+        return evidence(
+            self.answer, self.copied_spans, model=self.engine.name, finish_reason=self.finish_reason
+        )
 
     def _fed(self, text: str) -> Iterator[ReplyPiece]:
         if text:

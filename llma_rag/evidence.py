@@ -23,18 +23,20 @@ _OF_ONE_CALL = (
 )
 
 
-def evidence(answer: Generation, spans: Sequence[CopiedSpan], *, model: str, called: bool) -> dict[str, Any]:
+def evidence(
+    answer: Generation, spans: Sequence[CopiedSpan], *, model: str, finish_reason: str
+) -> dict[str, Any]:
     """Return how an answer came about and what of it was copied.
 
     Args:
         answer: what the engine has made.
         spans: of the part that the user sees.
         model: its name.
-        called: whether the answer calls tools.
+        finish_reason: why the answer ended.
     """
     timings = answer.timings
     return {
-        "finish_reason": "tool_calls" if called else answer.finish_reason,
+        "finish_reason": finish_reason,
         "model_name": model,
         "model_provider": "llma_rag",
         "forward_passes": answer.forward_passes,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,6 +44,7 @@ class _ScriptedRunner:
         self._tokenizer = tokenizer
         self._reply = reply
         self.prompts = []
+        self.step_s = 0.0  # that a step takes
 
     def __getattr__(self, name):
         return getattr(self._runner, name)
@@ -59,6 +61,7 @@ class _ScriptedRunner:
         return self._answer[0]
 
     def verify(self, position, candidates, **_):
+        time.sleep(self.step_s)
         first = position - self._begin + 1
         following = self._answer[first:] + [0] * self.width
         return [following[: len(ids)] for ids in candidates]

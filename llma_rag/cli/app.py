@@ -11,7 +11,7 @@ import typer
 
 from llma_rag import __version__
 from llma_rag.cli.printing import printable, quiet_libraries
-from llma_rag.errors import LlmaRagError
+from llma_rag.errors import LlmaRagError, ModelError
 
 app = typer.Typer(
     name="llma-rag",
@@ -68,6 +68,21 @@ class ChatCondensing(StrEnum):
     model = "model"
     off = "off"
 
+
+ChatModeOption = Annotated[
+    ChatMode, typer.Option(help="Where the documents do not answer: refuse, or answer freely.")
+]
+CondensingOption = Annotated[
+    ChatCondensing, typer.Option(help="How a follow-up question is made to stand alone.")
+]
+PassagesOption = Annotated[int, typer.Option(min=1, help="Most passages per question.")]
+MinSimilarityOption = Annotated[
+    float, typer.Option(min=-1, max=1, help="Of a passage to the question, below which it is not relevant.")
+]
+SearchOption = Annotated[Search, typer.Option(help="How passages are found.")]
+ConversationsOption = Annotated[
+    Path | None, typer.Option(help="The file that conversations are kept in; default: one of the user's.")
+]
 
 store_app = typer.Typer(help="Look into a document store, or take documents out of it.", no_args_is_help=True)
 app.add_typer(store_app, name="store")
@@ -130,22 +145,13 @@ def chat(
     store: Store,
     model: Model = DEMO_MODEL,
     dtype: Dtype = "auto",
-    mode: Annotated[
-        ChatMode, typer.Option(help="Where the documents do not answer: refuse, or answer freely.")
-    ] = (ChatMode.query),
-    condensing: Annotated[
-        ChatCondensing, typer.Option(help="How a follow-up question is made to stand alone.")
-    ] = ChatCondensing.rule,
-    passages: Annotated[int, typer.Option(min=1, help="Most passages per question.")] = 3,
-    min_similarity: Annotated[
-        float,
-        typer.Option(min=-1, max=1, help="Of a passage to the question, below which it is not relevant."),
-    ] = 0.3,
+    mode: ChatModeOption = ChatMode.query,
+    condensing: CondensingOption = ChatCondensing.rule,
+    passages: PassagesOption = 3,
+    min_similarity: MinSimilarityOption = 0.3,
     max_tokens: MaxTokens = 256,
-    search: Annotated[Search, typer.Option(help="How passages are found.")] = Search.hybrid,
-    conversations: Annotated[
-        Path | None, typer.Option(help="The file that conversations are kept in; default: one of the user's.")
-    ] = None,
+    search: SearchOption = Search.hybrid,
+    conversations: ConversationsOption = None,
     resume: Annotated[bool, typer.Option(help="Go on with the last conversation about this store.")] = False,
 ) -> None:
     """Talk about the documents of a store; /help lists commands."""
@@ -161,6 +167,72 @@ def chat(
         max_tokens=max_tokens,
     )
     run_chat(store, model, dtype, settings, conversations, resume)
+
+
+@app.command()
+def serve(
+    store: Annotated[
+        Path | None,
+        typer.Option(help="The folder of the document store; a new one is made where there is none."),
+    ] = None,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Serve the packaged documents; nothing is kept.")
+    ] = False,
+    host: Annotated[str, typer.Option(help="The address to listen at; 0.0.0.0 is all of this machine.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port; 0 takes a free one.")] = 8000,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="LLMA_RAG_API_KEY",
+            help="What requests must carry; others see an option in the list of processes, so prefer the variable.",
+        ),
+    ] = None,
+    model: Model = DEMO_MODEL,
+    dtype: Dtype = "auto",
+    width: Width = None,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Most tokens of an answer, if not asked otherwise.")
+    ] = 512,
+    queue: Annotated[int, typer.Option(min=1, help="Most requests in work; more get status 429.")] = 64,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse parameters that would have no effect.")
+    ] = False,
+    cors_origin: Annotated[
+        list[str] | None, typer.Option(help="A site whose pages may use the server; may be repeated.")
+    ] = None,
+    mode: ChatModeOption = ChatMode.query,
+    condensing: CondensingOption = ChatCondensing.rule,
+    passages: PassagesOption = 3,
+    min_similarity: MinSimilarityOption = 0.3,
+    search: SearchOption = Search.hybrid,
+    conversations: ConversationsOption = None,
+) -> None:
+    """Serve OpenAI's API: the model, and a chatbot over the documents of a store."""
+    if (store is None) != demo:
+        raise typer.BadParameter("give either --store or --demo")
+    try:
+        from llma_rag.cli.serve import run_serve
+        from llma_rag.serving import ServerSettings
+    except ImportError as error:
+        raise ModelError(
+            f"serving needs a library that is missing ({error.name}); `pip install 'llma-rag[serve]'` brings it"
+        ) from error
+    from llma_rag.conversation import ChatSettings
+
+    chat_settings = ChatSettings(
+        mode=mode.value,
+        passages=passages,
+        min_similarity=min_similarity,
+        condensing=condensing.value,
+        search=search.value,
+        max_tokens=max_tokens,
+    )
+    settings = ServerSettings(
+        api_key=api_key, origins=tuple(cors_origin or ()), strict=strict, queue=queue, max_tokens=max_tokens
+    )
+    run_serve(store, model, dtype, width, host, port, conversations, chat_settings, settings)
 
 
 @app.command()

@@ -52,11 +52,12 @@ def run_chat(
         if not len(store):
             raise StoreError(f"the store {store_folder} is empty; index some documents first")
         engine = load_engine(model, dtype, None)
-        with ConversationStore(conversations or _default_file()) as kept:
+        with ConversationStore(conversations or conversations_file()) as kept:
             _Terminal(Chatbot(engine, store, settings), kept, str(store_folder.resolve()), resume).run()
 
 
-def _default_file() -> Path:
+def conversations_file() -> Path:
+    """Return the user's file of conversations."""
     folder = platformdirs.user_data_path("llma_rag")
     folder.mkdir(parents=True, exist_ok=True)
     return folder / "conversations.db"

@@ -48,7 +48,7 @@ class _Answered:
 def run_demo(model: str, dtype: str, width: int | None, max_tokens: int, json_file: Path | None) -> None:
     """Index, ask, show; exit with code 1 if references changed an answer."""
     with json_output(json_file) as output:
-        store = _packaged_store()
+        store = packaged_store()
         engine = load_engine(model, dtype, width)
         engine.generate("Warming up.", max_tokens=2)
         answered = []
@@ -74,7 +74,8 @@ def _questions() -> list[dict[str, str]]:
     return questions
 
 
-def _packaged_store() -> DocumentStore:
+def packaged_store() -> DocumentStore:
+    """Return the packaged documents, in memory."""
     with as_file(files("llma_rag").joinpath("demo/documents")) as folder:
         documents = [replace(one, source=Path(one.source).name) for one in read_documents([folder])]
     embedder = default_embedder()

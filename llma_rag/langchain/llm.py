@@ -205,6 +205,6 @@ class LLMA(LangChainSettings, BaseLLM):
 
 def _info(answer: Generation, model: str) -> dict[str, Any]:
     return {
-        **evidence(answer, answer.copied_spans, model=model, called=False),
+        **evidence(answer, answer.copied_spans, model=model, finish_reason=answer.finish_reason),
         "usage_metadata": dict(usage(answer)),
     }

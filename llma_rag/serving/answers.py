@@ -1,0 +1,223 @@
+"""What is answered: a prompt by the model alone, or a question from the documents."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import asdict, replace
+from typing import Any
+
+from llma_rag.calls import Call, tool_choice_of
+from llma_rag.conversation import Answering, Chatbot, Conversation, ConversationStore, Turn
+from llma_rag.engine import Engine, RequestOptions
+from llma_rag.evidence import spans_as_data
+from llma_rag.provenance import Reference
+from llma_rag.replies import ReplyPiece
+from llma_rag.serving.metrics import Metrics
+from llma_rag.serving.openai_api import ChatMessage, ChatRequest
+
+
+class ModelAnswer:
+    """The model's own answer to a prompt.
+
+    Args:
+        call: the request to the model.
+        references: what it may copy from.
+        metrics: told of the answer.
+        with_ids: whether the evidence holds the ids of the answer.
+    """
+
+    def __init__(
+        self, call: Call, references: Sequence[Reference], metrics: Metrics, *, with_ids: bool
+    ) -> None:
+        self._call = call
+        self._references = references
+        self._metrics = metrics
+        self._with_ids = with_ids
+
+    async def pieces(self) -> AsyncGenerator[ReplyPiece]:
+        """Yield the parts of the answer; closing the iterator stops the model."""
+        async with aclosing(self._call.apieces()) as pieces:
+            async for piece in pieces:
+                yield piece
+        self._metrics.count(self._call.answer)
+
+    @property
+    def opening(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    @property
+    def finish_reason(self) -> str:
+        """Why the answer ended."""
+        return self._call.finish_reason
+
+    @property
+    def usage(self) -> tuple[int, int, int]:
+        """Tokens of the prompt, cached ones, and of the answer."""
+        answer = self._call.answer
+        return answer.prompt_tokens, answer.cached_tokens, answer.completion_tokens
+
+    @property
+    def evidence(self) -> dict[str, Any]:
+        """Figures, the references by number, and the copied spans."""
+        made = call_evidence(self._call, with_ids=self._with_ids)
+        made["sources"] = [
+            {"number": number, "metadata": dict(reference.metadata)}
+            for number, reference in enumerate(self._references, start=1)
+        ]
+        made["spans"] = [
+            {
+                "start": span["start"],
+                "end": span["end"],
+                "number": span["reference_index"] + 1,
+                "source_start": span["reference_start"],
+                "source_end": span["reference_end"],
+            }
+            for span in spans_as_data(self._call.copied_spans)
+        ]
+        return made
+
+
+class DocumentsAnswer:
+    """A chatbot's answer; a conversation that is kept gets the turn once it is complete.
+
+    Args:
+        bot: the chatbot.
+        conversation: what was said before.
+        answering: the question, looked up.
+        kept: where the conversation is kept; None where it is not.
+        metrics: told of the answer.
+        with_ids: whether the evidence holds the ids of the answer.
+    """
+
+    def __init__(
+        self,
+        bot: Chatbot,
+        conversation: Conversation,
+        answering: Answering,
+        kept: ConversationStore | None,
+        metrics: Metrics,
+        *,
+        with_ids: bool,
+    ) -> None:
+        self._bot = bot
+        self._conversation = conversation
+        self._answering = answering
+        self._kept = kept
+        self._metrics = metrics
+        self._with_ids = with_ids
+        self._call = None if answering.basis == "refusal" else bot.call(answering)
+        self._turn: Turn | None = None
+
+    async def pieces(self) -> AsyncGenerator[ReplyPiece]:
+        """Yield the parts of the answer, then keep the turn; closing the iterator stops the model."""
+        if self._answering.opening:
+            yield ReplyPiece(self._answering.opening)
+        if self._call is not None:
+            async with aclosing(self._call.apieces()) as pieces:
+                async for piece in pieces:
+                    yield piece
+            self._metrics.count(self._call.answer)
+        self._turn = self._bot.finish(self._conversation, self._answering, self._call)
+        if self._kept is not None:
+            await asyncio.to_thread(self._kept.add_turn, self._conversation)
+
+    @property
+    def opening(self) -> dict[str, Any]:
+        """What the answer rests on."""
+        answering = self._answering
+        return {
+            "basis": answering.basis,
+            "query": answering.query,
+            "sources": [asdict(source) for source in answering.sources],
+            "left_out_turns": answering.left_out,
+            "conversation": self._conversation.id or None,
+        }
+
+    @property
+    def finish_reason(self) -> str:
+        """Why the answer ended."""
+        return "stop" if self._call is None else self._call.finish_reason
+
+    @property
+    def usage(self) -> tuple[int, int, int]:
+        """Tokens of the prompt, cached ones, and of the answer; none where it is refused."""
+        if self._call is None:
+            return 0, 0, 0
+        answer = self._call.answer
+        return answer.prompt_tokens, answer.cached_tokens, answer.completion_tokens
+
+    @property
+    def evidence(self) -> dict[str, Any]:
+        """Figures, the sources, and the copied spans with the numbers of their sources."""
+        made = {"figures": {}} if self._call is None else call_evidence(self._call, with_ids=self._with_ids)
+        spans = [] if self._turn is None else [dict(span) for span in self._turn.spans]
+        return {**made, **self.opening, "spans": spans}
+
+
+def call_evidence(call: Call, *, with_ids: bool) -> dict[str, Any]:
+    """Return the figures of a complete call, and its ids where they are wanted."""
+    figures = call.evidence
+    del figures["copied_spans"], figures["model_provider"], figures["finish_reason"]
+    figures["copied_coverage"] = round(call.answer.copied_coverage, 3)
+    return {"figures": figures, **({"token_ids": call.answer.token_ids} if with_ids else {})}
+
+
+def model_call(engine: Engine, request: ChatRequest, max_tokens: int) -> Call:
+    """Return the call that a chat request makes.
+
+    Raises:
+        ValueError: the request asks for what there is not.
+    """
+    options = request.options(max_tokens)
+    options["chat_template_kwargs"] = request.chat_template_kwargs or {}
+    tools = request.tool_descriptions
+    choice = tool_choice_of(request.tool_choice, [tool["function"]["name"] for tool in tools])
+    messages = [message.as_template_message() for message in request.messages]
+    return Call(engine, messages, options, tools=tools, tool_choice=choice)
+
+
+def looked_up(
+    bot: Chatbot, request: ChatRequest, conversation: Conversation, question: str, instructions: str
+) -> tuple[Chatbot, Answering]:
+    """Return a chatbot that answers as the request wants it, and the question looked up."""
+    given = request.options(bot.settings.max_tokens)
+    settings = replace(
+        bot.settings,
+        max_tokens=given["max_tokens"] or bot.settings.max_tokens,
+        mode=request.mode or bot.settings.mode,
+    )
+    asked = Chatbot(bot.engine, bot.store, settings)
+    answering = asked.prepare(conversation, question, instructions)
+    options = RequestOptions(**{**given, **answering.options})
+    return asked, replace(answering, options=options)
+
+
+def history(messages: Sequence[ChatMessage]) -> tuple[list[Turn], str, str]:
+    """Return the turns of messages, the question that they end with, and the instructions among them.
+
+    What an assistant says before the first question is left out.
+
+    Raises:
+        ValueError: the last message is not the user's, or there are results of tools.
+    """
+    if any(message.role == "tool" for message in messages):
+        raise ValueError("the chatbot over the documents calls no tools; ask the model without documents")
+    instructions = "\n\n".join(
+        message.text for message in messages if message.role in ("system", "developer")
+    )
+    spoken = [message for message in messages if message.role in ("user", "assistant")]
+    if not spoken or spoken[-1].role != "user":
+        raise ValueError("the last message must be the user's question")
+    turns: list[Turn] = []
+    asked: list[str] = []
+    for message in spoken:
+        if message.role == "user":
+            asked.append(message.text)
+        elif asked:
+            question = "\n\n".join(asked)
+            turns.append(Turn(question, question, message.text))
+            asked = []
+    return turns, "\n\n".join(asked), instructions

@@ -1,0 +1,426 @@
+"""The form of requests and responses: OpenAI's, with `references` and a few others beside, and `llma_rag` in answers."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Annotated, Any, Literal, Protocol
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from llma_rag.engine import RequestOptions
+from llma_rag.provenance import Reference
+from llma_rag.replies import ReplyPiece, ToolCall, as_template_call
+
+MOST_REFERENCES = 1000
+_MOST_MESSAGES = 10_000
+_MOST_STOP_STRINGS = 16
+_MOST_TOKENS = 2**31
+
+# What asks for nothing but what greedy decoding gives.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "top_p": (1,),
+    "temperature": (0,),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logprobs": (False,),
+    "logit_bias": ({},),
+    "echo": (False,),
+    "suffix": ("",),
+    "store": (False,),
+    "modalities": (["text"],),
+    "response_format": ({"type": "text"},),
+}
+_WITHOUT_EFFECT = {  # on the text, whatever the value
+    "metadata",
+    "parallel_tool_calls",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "safety_identifier",
+    "seed",
+    "service_tier",
+    "user",
+}
+
+
+StopString = Annotated[str, StringConstraints(min_length=1)]
+
+
+def _whole(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("half a surrogate pair is no character") from None
+    return text
+
+
+UnicodeText = Annotated[str, AfterValidator(_whole)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class TextPart(_Strict):
+    """A part of a message's content."""
+
+    type: Literal["text"]
+    text: str
+
+
+class FunctionCall(_Strict):
+    """What an earlier answer called: a tool, with its arguments as JSON."""
+
+    name: str
+    arguments: str
+
+
+class MessageToolCall(_Strict):
+    """A call of a tool in an earlier answer."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class ChatMessage(BaseModel):
+    """A message; fields of other servers' answers, such as `refusal`, may be there and are not read."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    tool_calls: list[MessageToolCall] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The content as one text."""
+        if isinstance(self.content, list):
+            return "\n".join(part.text for part in self.content)
+        return self.content or ""
+
+    def as_template_message(self) -> dict[str, Any]:
+        """Return it as chat templates want it."""
+        made: dict[str, Any] = {
+            "role": "system" if self.role == "developer" else self.role,
+            "content": self.text,
+        }
+        for name in ("name", "tool_call_id", "reasoning_content"):
+            if getattr(self, name) is not None:
+                made[name] = getattr(self, name)
+        if self.tool_calls:
+            made["tool_calls"] = [
+                as_template_call(call.function.name, _arguments(call.function), call.id)
+                for call in self.tool_calls
+            ]
+        return made
+
+
+def _arguments(function: FunctionCall) -> dict[str, Any]:
+    try:
+        arguments = json.loads(function.arguments or "{}")
+    except ValueError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise ValueError(f"the arguments of a call of {function.name!r} must be a JSON object")
+    return arguments
+
+
+class ReferenceField(_Strict):
+    """A text that the answer may copy from, with what identifies it."""
+
+    text: str
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+class ToolFunction(BaseModel):
+    """What a tool is; more than this is handed on to the chat template."""
+
+    model_config = ConfigDict(extra="allow")
+    name: Annotated[str, StringConstraints(min_length=1, max_length=256)]
+
+
+class Tool(_Strict):
+    """A tool that the model may call."""
+
+    type: Literal["function"]
+    function: ToolFunction
+
+
+class StreamOptions(BaseModel):
+    """What a stream ends with; other options change nothing that is sent."""
+
+    include_usage: bool = False
+
+
+class GenerationRequest(BaseModel):
+    """What requests for answers have in common; a parameter that is not here is named in the response.
+
+    Attributes:
+        model: one of those that `/v1/models` lists.
+        references: texts that the answer may copy from.
+        draft: false decodes without drafts, for comparing.
+        return_token_ids: asks for the ids of the answer.
+    """
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+    model: str
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(default=None, ge=1, le=_MOST_TOKENS)
+    stop: StopString | Annotated[list[StopString], Field(max_length=_MOST_STOP_STRINGS)] | None = None
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    references: Annotated[list[str | ReferenceField], Field(max_length=MOST_REFERENCES)] | None = None
+    draft: bool | None = None
+    return_token_ids: bool | None = None
+    repetition_penalty: float | None = Field(default=None, gt=0, le=100)
+    no_repeat_ngram_size: int | None = Field(default=None, ge=0, le=1000)
+    min_tokens: int | None = Field(default=None, ge=0, le=_MOST_TOKENS)
+    bad_words: Annotated[list[StopString], Field(max_length=1000)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _require_json(cls, data: Any) -> Any:
+        """Refuse what Python reads as JSON but cannot write: half characters, numbers that are none, endless nesting."""
+        try:
+            json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"the body is no JSON in UTF-8: {error}") from None
+        return data
+
+    def ignored(self) -> list[str]:
+        """Return the parameters that ask for something other than greedy decoding, or for something unknown."""
+        asked = {**(self.model_extra or {}), "temperature": self.temperature}
+        return sorted(
+            name
+            for name, value in asked.items()
+            if value is not None and name not in _WITHOUT_EFFECT and value not in _NEUTRAL.get(name, ())
+        )
+
+    @property
+    def asked_tokens(self) -> int | None:
+        """Most tokens of the answer, as the request says."""
+        return self.max_tokens
+
+    def options(self, max_tokens: int) -> RequestOptions:
+        """Return the engine's options, with `max_tokens` where the request says nothing."""
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        options = RequestOptions(
+            references=self.reference_texts,
+            max_tokens=self.asked_tokens or max_tokens,
+            stop=stop,
+            draft=self.draft is not False,
+        )
+        rules = ("repetition_penalty", "no_repeat_ngram_size", "min_tokens", "bad_words")
+        given = {name: getattr(self, name) for name in rules if getattr(self, name) is not None}
+        options.update(RequestOptions(**given))  # type: ignore[typeddict-item]
+        return options
+
+    @property
+    def reference_texts(self) -> list[Reference]:
+        """The references."""
+        return [
+            Reference(one) if isinstance(one, str) else Reference(one.text, one.metadata)
+            for one in self.references or ()
+        ]
+
+
+class ChatRequest(GenerationRequest):
+    """The body of `/v1/chat/completions`.
+
+    Attributes:
+        conversation: one that the server keeps: the messages then hold the new question only.
+        mode: `query` refuses where the documents do not answer, `chat` answers freely, with a mark.
+    """
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=_MOST_MESSAGES)]
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=_MOST_TOKENS)
+    tools: Annotated[list[Tool], Field(max_length=1000)] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    conversation: str | None = None
+    mode: Literal["query", "chat"] | None = None
+
+    @property
+    def asked_tokens(self) -> int | None:
+        """Most tokens of the answer, as the request says."""
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def tool_descriptions(self) -> list[dict[str, Any]]:
+        """The tools in OpenAI's form."""
+        return [tool.model_dump() for tool in self.tools or ()]
+
+
+class CompletionRequest(GenerationRequest):
+    """The body of `/v1/completions`: a prompt to complete as it is, or several."""
+
+    prompt: str | Annotated[list[str], Field(min_length=1, max_length=64)]
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompts."""
+        return [self.prompt] if isinstance(self.prompt, str) else self.prompt
+
+
+class Answer(Protocol):
+    """An answer that is on its way; all but `pieces` and `opening` is there after the last piece."""
+
+    def pieces(self) -> AsyncGenerator[ReplyPiece]:
+        """Yield its parts as they become final."""
+        ...
+
+    @property
+    def opening(self) -> dict[str, Any]:
+        """What is known before the first piece."""
+        ...
+
+    @property
+    def finish_reason(self) -> str:
+        """Why it ended."""
+        ...
+
+    @property
+    def usage(self) -> tuple[int, int, int]:
+        """Tokens of the prompt, those of them that were known from earlier prompts, and tokens of the answer."""
+        ...
+
+    @property
+    def evidence(self) -> dict[str, Any]:
+        """How it came about."""
+        ...
+
+
+class Wire:
+    """Responses to one request, whole or as events.
+
+    Args:
+        request: what was asked.
+        answers: one per prompt.
+        ignored: parameters that had no effect.
+    """
+
+    def __init__(self, request: GenerationRequest, answers: Sequence[Answer], ignored: Sequence[str]) -> None:
+        self._request = request
+        self._answers = answers
+        self._ignored = list(ignored)
+        self._is_chat = isinstance(request, ChatRequest)
+        self._id = f"{'chatcmpl' if self._is_chat else 'cmpl'}-{uuid.uuid4().hex}"
+        self._created = int(time.time())
+
+    async def whole(self) -> dict[str, Any]:
+        """Return the response once it is complete."""
+        choices = [await self._choice(index, answer) for index, answer in enumerate(self._answers)]
+        response = {
+            **self._envelope("chat.completion" if self._is_chat else "text_completion"),
+            "choices": choices,
+            "usage": self._usage(),
+        }
+        evidence = [self._evidence(answer) for answer in self._answers]
+        if len(choices) == 1:
+            return {**response, "llma_rag": evidence[0]}
+        for choice, own in zip(choices, evidence, strict=True):
+            choice["llma_rag"] = own
+        return response
+
+    async def events(self) -> AsyncGenerator[str]:
+        """Yield the response as server-sent events."""
+        includes_usage = (
+            self._request.stream_options is not None and self._request.stream_options.include_usage
+        )
+        unknown = {"usage": None} if includes_usage else {}
+        for index, answer in enumerate(self._answers):
+            first = True
+            calls = 0
+            async with aclosing(answer.pieces()) as pieces:
+                async for piece in pieces:
+                    opening = {"llma_rag": answer.opening} if first and answer.opening else {}
+                    yield self._event([self._delta(index, piece, calls, first=first)], **unknown, **opening)
+                    first, calls = False, calls + len(piece.tool_calls)
+            if first:
+                yield self._event([self._delta(index, ReplyPiece(), 0, first=True)], **unknown)
+            end = self._delta(index, None, 0, first=False, finish_reason=answer.finish_reason)
+            yield self._event([end], **unknown, llma_rag=self._evidence(answer))
+        if includes_usage:
+            yield self._event([], usage=self._usage())
+        yield "data: [DONE]\n\n"
+
+    async def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
+        content, reasoning = "", ""
+        calls: list[ToolCall] = []
+        async with aclosing(answer.pieces()) as pieces:
+            async for piece in pieces:
+                content += piece.content
+                reasoning += piece.reasoning
+                calls += piece.tool_calls
+        choice: dict[str, Any] = {"index": index, "finish_reason": answer.finish_reason, "logprobs": None}
+        if not self._is_chat:
+            return {**choice, "text": content}
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if reasoning:
+            message["reasoning_content"] = reasoning
+        if calls:
+            message["content"] = content or None
+            message["tool_calls"] = [_call(call) for call in calls]
+        return {**choice, "message": message}
+
+    def _delta(
+        self,
+        index: int,
+        piece: ReplyPiece | None,
+        calls: int,
+        *,
+        first: bool,
+        finish_reason: str | None = None,
+    ) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": index, "finish_reason": finish_reason, "logprobs": None}
+        if not self._is_chat:
+            return {**choice, "text": piece.content if piece else ""}
+        delta: dict[str, Any] = {"role": "assistant", "content": ""} if first else {}
+        if piece is not None and piece.content:
+            delta["content"] = piece.content
+        if piece is not None and piece.reasoning:
+            delta["reasoning_content"] = piece.reasoning
+        if piece is not None and piece.tool_calls:
+            delta["tool_calls"] = [
+                {"index": calls + number, **_call(call)} for number, call in enumerate(piece.tool_calls)
+            ]
+        return {**choice, "delta": delta}
+
+    def _event(self, choices: list[dict[str, Any]], **more: Any) -> str:
+        kind = "chat.completion.chunk" if self._is_chat else "text_completion"
+        return event({**self._envelope(kind), "choices": choices, **more})
+
+    def _envelope(self, kind: str) -> dict[str, Any]:
+        return {"id": self._id, "object": kind, "created": self._created, "model": self._request.model}
+
+    def _evidence(self, answer: Answer) -> dict[str, Any]:
+        return {**answer.evidence, "ignored": self._ignored}
+
+    def _usage(self) -> dict[str, Any]:
+        prompt, cached, completion = (
+            sum(numbers) for numbers in zip(*(answer.usage for answer in self._answers), strict=True)
+        )
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
+
+
+def event(data: Mapping[str, Any]) -> str:
+    """Return data as a server-sent event."""
+    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    arguments = call.raw if call.arguments is None else json.dumps(call.arguments, ensure_ascii=False)
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}

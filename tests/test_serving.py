@@ -1,0 +1,361 @@
+"""The server over real HTTP: OpenAI's and LangChain's clients, references, documents, conversations, limits."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+
+import httpx
+import openai
+import pytest
+from langchain_openai import ChatOpenAI
+
+from llma_rag.conversation import ChatSettings
+from llma_rag.conversation.chatbot import REFUSAL
+from llma_rag.serving import ServerSettings
+from tests.scripted_engine import real_template, scripted_engine
+from tests.serving import PIER, serving, until
+
+ANSWER = f"It says: {PIER}"
+DOCUMENTS = "scripted+documents"
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "find",
+        "parameters": {"type": "object", "properties": {"what": {"type": "string"}}},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    with serving(scripted_engine(ANSWER), tmp_path_factory.mktemp("served")) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def client(served):
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0) as one:
+        yield one
+
+
+def asked(content="When is it closed?"):
+    return [{"role": "user", "content": content}]
+
+
+def events(response):
+    lines = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+    assert lines[-1] == "[DONE]"
+    return [json.loads(line) for line in lines[:-1]]
+
+
+# -- clients ------------------------------------------------------------------------------------------
+
+
+def test_openais_client_chats(client):
+    answer = client.chat.completions.create(model="scripted", messages=asked())
+    assert answer.choices[0].message.content == ANSWER
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    assert answer.llma_rag["figures"]["exact"] is True
+    assert {model.id for model in client.models.list()} == {"scripted", DOCUMENTS}
+    assert client.models.retrieve(DOCUMENTS).id == DOCUMENTS
+
+
+def test_openais_client_streams_with_usage_at_the_end(client):
+    chunks = list(
+        client.chat.completions.create(
+            model="scripted", messages=asked(), stream=True, stream_options={"include_usage": True}
+        )
+    )
+    assert "".join(one.choices[0].delta.content or "" for one in chunks[:-1]) == ANSWER
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-2].choices[0].finish_reason == "stop"
+    assert all(one.usage is None for one in chunks[:-1])
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage.completion_tokens > 0
+    assert len({one.id for one in chunks}) == 1
+
+
+def test_stop_strings_and_limits_end_an_answer(client):
+    stopped = client.chat.completions.create(model="scripted", messages=asked(), stop=[" pier"])
+    assert stopped.choices[0].message.content == "It says: The northern"
+    assert stopped.choices[0].finish_reason == "stop"
+    cut = client.chat.completions.create(model="scripted", messages=asked(), max_completion_tokens=3)
+    assert cut.choices[0].finish_reason == "length"
+    assert cut.usage.completion_tokens == 3
+
+
+def test_errors_reach_openais_client_with_their_status(client):
+    with pytest.raises(openai.NotFoundError, match="there are scripted"):
+        client.chat.completions.create(model="gpt-5", messages=asked())
+    with pytest.raises(
+        openai.BadRequestError, match=r"prompt has \d+ tokens, but the context holds 8192"
+    ) as told:
+        client.chat.completions.create(model="scripted", messages=asked("word " * 9000), stream=True)
+    assert told.value.code == "context_length_exceeded"
+    with pytest.raises(openai.BadRequestError, match="max_tokens is 9000, but the context holds 8192"):
+        client.chat.completions.create(model="scripted", messages=asked(), max_tokens=9000)
+    with pytest.raises(openai.BadRequestError, match=r"body\.messages\.0\.role"):
+        client.chat.completions.create(model="scripted", messages=[{"role": "judge", "content": "x"}])
+
+
+def test_prompts_are_completed_one_or_several(client):
+    one = client.completions.create(model="scripted", prompt="It is", max_tokens=4)
+    assert ANSWER.startswith(one.choices[0].text)
+    several = client.completions.create(model="scripted", prompt=["a", "b"])
+    assert [choice.text for choice in several.choices] == [ANSWER, ANSWER]
+    assert [choice.index for choice in several.choices] == [0, 1]
+    streamed = client.completions.create(model="scripted", prompt=["a", "b"], stream=True)
+    texts = ["", ""]
+    for part in streamed:
+        texts[part.choices[0].index] += part.choices[0].text
+    assert texts == [ANSWER, ANSWER]
+
+
+def test_langchains_client_talks_to_the_server(served):
+    llm = ChatOpenAI(model="scripted", base_url=f"{served.url}/v1", api_key="none", max_retries=0)
+    answer = llm.invoke("When is it closed?")
+    assert answer.content == ANSWER
+    assert answer.usage_metadata["output_tokens"] > 0
+    assert "".join(part.content for part in llm.stream("When is it closed?")) == ANSWER
+    assert llm.invoke("When?", stop=[" pier"]).content == "It says: The northern"
+    with pytest.raises(openai.BadRequestError, match="the context holds 8192"):
+        llm.invoke("word " * 9000)
+
+
+def test_tools_reach_the_model_and_its_calls_the_client(tmp_path):
+    call = '<tool_call>\n{"name": "find", "arguments": {"what": "piers"}}\n</tool_call>'
+    with (
+        serving(scripted_engine(call, real_template("qwen3")), tmp_path) as served,
+        openai.OpenAI(base_url=f"{served.url}/v1", api_key="none") as client,
+    ):
+        answer = client.chat.completions.create(model="scripted", messages=asked(), tools=[TOOL])
+        (found,) = answer.choices[0].message.tool_calls
+        assert (found.function.name, json.loads(found.function.arguments)) == ("find", {"what": "piers"})
+        assert answer.choices[0].finish_reason == "tool_calls"
+        chunks = list(
+            client.chat.completions.create(model="scripted", messages=asked(), tools=[TOOL], stream=True)
+        )
+        streamed = [one.choices[0].delta.tool_calls for one in chunks if one.choices[0].delta.tool_calls]
+        assert streamed[0][0].function.name == "find"
+        again = [
+            *asked(),
+            answer.choices[0].message.model_dump(exclude_none=True),
+            {"role": "tool", "tool_call_id": found.id, "content": "None."},
+        ]
+        assert client.chat.completions.create(model="scripted", messages=again, tools=[TOOL]).choices
+        assert "None." in served.engine.runner.prompts[-1]
+        with pytest.raises(openai.BadRequestError, match="tool_choice must be"):
+            client.chat.completions.create(
+                model="scripted", messages=asked(), tools=[TOOL], tool_choice="required thing"
+            )
+
+
+# -- what OpenAI's API does not have ------------------------------------------------------------------
+
+
+def test_references_speed_an_answer_up_and_the_copied_words_are_named(served):
+    references = [{"text": PIER, "metadata": {"file": "pier.txt"}}, "another text"]
+    drafted = served.chat("When?", references=references, return_token_ids=True).json()
+    plain = served.chat("When?", references=references, return_token_ids=True, draft=False).json()
+    assert drafted["llma_rag"]["token_ids"] == plain["llma_rag"]["token_ids"]
+    passes = [one["llma_rag"]["figures"]["forward_passes"] for one in (drafted, plain)]
+    assert passes[0] < passes[1]
+    assert drafted["llma_rag"]["sources"][0] == {"number": 1, "metadata": {"file": "pier.txt"}}
+    (span,) = drafted["llma_rag"]["spans"]
+    text = drafted["choices"][0]["message"]["content"]
+    assert text[span["start"] : span["end"]] == PIER[span["source_start"] : span["source_end"]] == PIER
+    assert span["number"] == 1
+
+
+def test_what_has_no_effect_is_named_and_logged_once(served, caplog):
+    with caplog.at_level(logging.WARNING, logger="llma_rag.serving"):
+        for _ in range(2):
+            answer = served.chat(
+                "When?", temperature=0.7, top_k=5, unheard_of=[1], n=1, seed=3, top_p=1
+            ).json()
+    assert answer["llma_rag"]["ignored"] == ["temperature", "top_k", "unheard_of"]
+    assert [record.args for record in caplog.records] == [("temperature",), ("top_k",), ("unheard_of",)]
+    assert served.chat("When?", temperature=0, user="me").json()["llma_rag"]["ignored"] == []
+    streamed = events(served.chat("When?", temperature=1, stream=True))
+    assert streamed[-1]["llma_rag"]["ignored"] == ["temperature"]
+
+
+def test_a_strict_server_refuses_what_has_no_effect(tmp_path):
+    with serving(scripted_engine(ANSWER), tmp_path, strict=True) as served:
+        refused = served.chat("When?", temperature=0.7)
+        assert refused.status_code == 400
+        assert refused.json()["error"]["param"] == "temperature"
+        assert "--strict" in refused.json()["error"]["message"]
+        assert served.chat("When?", temperature=0, seed=1).status_code == 200
+        assert served.chat("When?", DOCUMENTS, tools=[TOOL]).status_code == 400
+
+
+# -- documents ----------------------------------------------------------------------------------------
+
+
+def test_the_chatbot_answers_from_the_documents(served):
+    answer = served.chat("When is the northern pier closed?", DOCUMENTS).json()
+    assert answer["choices"][0]["message"]["content"] == ANSWER
+    told = answer["llma_rag"]
+    assert told["basis"] == "documents"
+    assert PIER in [source["text"] for source in told["sources"]]
+    (span,) = told["spans"]
+    named = next(source for source in told["sources"] if source["number"] == span["number"])
+    assert named["text"] == PIER
+    assert told["figures"]["forward_passes"] < answer["usage"]["completion_tokens"]
+
+
+def test_a_stream_begins_with_the_sources(served):
+    streamed = events(served.chat("When is the northern pier closed?", DOCUMENTS, stream=True))
+    assert PIER in [source["text"] for source in streamed[0]["llma_rag"]["sources"]]
+    assert streamed[-1]["llma_rag"]["spans"]
+    assert "".join(one["choices"][0]["delta"].get("content", "") for one in streamed) == ANSWER
+
+
+def test_what_the_documents_do_not_answer_is_refused_without_the_model(tmp_path):
+    with serving(scripted_engine("I think so."), tmp_path, chat=ChatSettings(min_similarity=1)) as served:
+        for stream in (False, True):
+            refused = served.chat("Who won?", DOCUMENTS, stream=stream)
+            assert REFUSAL in refused.text
+        assert served.engine.runner.prompts == []
+        free = served.chat("Who won?", DOCUMENTS, mode="chat").json()
+        assert free["choices"][0]["message"]["content"] == "(Not from the documents.) I think so."
+        assert free["llma_rag"]["basis"] == "model"
+
+
+def test_messages_are_the_history_and_instructions_are_passed_on(served):
+    messages = [
+        {"role": "system", "content": "Answer like a pirate."},
+        {"role": "assistant", "content": "Welcome!"},
+        {"role": "user", "content": "When is the northern pier closed?"},
+        {"role": "assistant", "content": "In winter."},
+        {"role": "user", "content": [{"type": "text", "text": "And why?"}]},
+    ]
+    answer = served.chat(messages, DOCUMENTS).json()
+    assert answer["llma_rag"]["query"] == "When is the northern pier closed? And why?"
+    prompt = served.engine.runner.prompts[-1]
+    assert "Answer like a pirate." in prompt
+    assert "In winter." in prompt
+    refused = served.chat(messages[:4], DOCUMENTS)
+    assert (refused.status_code, "last message" in refused.text) == (400, True)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"references": ["x"]}, "are the documents"),
+        ({"conversation": "none"}, "no conversation 'none'"),
+    ],
+)
+def test_what_the_chatbot_cannot_take_is_told(served, more, told):
+    assert told in served.chat("When?", DOCUMENTS, **more).json()["error"]["message"]
+
+
+def test_a_conversation_is_kept_turn_by_turn(served):
+    begun = served.http.post("/v1/conversations", json={"title": "Piers"}).json()
+    for stream in (False, True):
+        response = served.chat("When is the pier closed?", DOCUMENTS, conversation=begun["id"], stream=stream)
+        assert response.status_code == 200
+    kept = served.http.get(f"/v1/conversations/{begun['id']}").json()
+    assert [turn["answer"] for turn in kept["turns"]] == [ANSWER, ANSWER]
+    assert kept["turns"][0]["sources"]
+    assert "See also" in served.engine.runner.prompts[-1]  # the passages are known from the first turn
+    listed = served.http.get("/v1/conversations").json()["data"]
+    assert listed[0]["id"] == begun["id"]
+    assert (listed[0]["title"], listed[0]["turns"]) == ("Piers", 2)
+    twice = [*asked(), {"role": "assistant", "content": "No."}, *asked()]
+    assert "new question only" in served.chat(twice, DOCUMENTS, conversation=begun["id"]).text
+    assert "go with the model" in served.chat("When?", conversation=begun["id"]).text
+    assert served.http.delete(f"/v1/conversations/{begun['id']}").json()["deleted"] is True
+    assert served.http.get(f"/v1/conversations/{begun['id']}").status_code == 404
+    assert served.http.delete(f"/v1/conversations/{begun['id']}").status_code == 404
+
+
+def test_conversations_about_other_documents_are_not_shown(served):
+    other = served.conversations.begin("secret", about="elsewhere")
+    assert other.id not in served.http.get("/v1/conversations").text
+    assert served.http.get(f"/v1/conversations/{other.id}").status_code == 404
+    assert served.http.delete(f"/v1/conversations/{other.id}").status_code == 404
+    assert served.conversations.get(other.id) is not None
+
+
+# -- load ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def slow(tmp_path):
+    engine = scripted_engine("word " * 400)
+    engine.runner.step_s = 0.05
+    with serving(engine, tmp_path, queue=2) as one:
+        yield one
+
+
+def test_more_requests_than_the_queue_takes_are_told_to_come_back(slow):
+    with slow.http.stream("POST", "/v1/completions", json=_long()) as first:
+        pieces = first.iter_bytes()  # dropping it would close the connection
+        next(pieces)
+        second = threading.Thread(target=lambda: slow.http.post("/v1/completions", json=_long(2)))
+        second.start()
+        until(lambda: slow.metric("llma_rag_unfinished_requests") == 2)
+        refused = slow.chat("When?")
+        assert refused.status_code == 429
+        assert 1 <= int(refused.headers["retry-after"]) <= 60
+        assert "2 requests in work" in refused.json()["error"]["message"]
+        assert slow.http.get("/healthz").status_code == 200
+    second.join()
+    assert slow.chat("When?", max_tokens=1).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_model_stops_where_the_client_goes(slow, stream):
+    body = {**_long(), "stream": stream}
+    if stream:
+        with slow.http.stream("POST", "/v1/completions", json=body) as response:
+            next(response.iter_bytes())
+    else:
+        with pytest.raises(httpx.ReadTimeout):
+            slow.http.post("/v1/completions", json=body, timeout=0.3)
+    until(lambda: slow.metric("llma_rag_unfinished_requests") == 0, seconds=2)
+    passes = slow.metric("llma_rag_forward_passes_total")
+    assert passes == 0  # it was never complete
+    assert slow.chat("When?", max_tokens=1).status_code == 200
+
+
+def test_a_conversation_has_one_answer_at_a_time(slow):
+    begun = slow.http.post("/v1/conversations", json={}).json()["id"]
+    body = {"model": DOCUMENTS, "messages": asked(), "conversation": begun, "stream": True}
+    with slow.http.stream("POST", "/v1/chat/completions", json=body) as first:
+        pieces = first.iter_bytes()  # dropping it would close the connection
+        next(pieces)
+        assert slow.chat("When?", DOCUMENTS, conversation=begun).status_code == 409
+    until(lambda: slow.metric("llma_rag_unfinished_requests") == 0)
+    assert slow.chat("When?", DOCUMENTS, conversation=begun, max_tokens=1).status_code == 200
+    assert len(slow.conversations.get(begun).turns) == 1  # the interrupted one is not kept
+
+
+def _long(tokens=400):
+    return {"model": "scripted", "prompt": "go on", "max_tokens": tokens, "stream": True, "draft": False}
+
+
+def test_an_error_within_a_stream_is_its_last_event(served, monkeypatch):
+    def failing(position, candidates, **_):
+        raise RuntimeError("a secret of the server")
+
+    monkeypatch.setattr(served.engine.runner, "verify", failing)
+    response = served.chat("When?", stream=True)
+    assert response.status_code == 200
+    last = json.loads(response.text.strip().split("\n\n")[-1].removeprefix("data: "))
+    assert last["error"]["type"] == "server_error"
+    assert "secret" not in response.text
+    whole = served.chat("When?")
+    assert (whole.status_code, "secret" in whole.text) == (500, False)
+
+
+def test_settings_are_checked():
+    with pytest.raises(ValueError, match="queue must be at least 1, got 0"):
+        ServerSettings(queue=0)
+    with pytest.raises(ValueError, match="API key is empty"):
+        ServerSettings(api_key="")
