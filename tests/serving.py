@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import uvicorn
 
+from llma_rag.cli import serve as serve_command
 from llma_rag.conversation import ChatSettings, ConversationStore
 from llma_rag.retrieval import DocumentStore
 from llma_rag.serving import ServerSettings, create_app
@@ -27,13 +28,14 @@ MUSEUM = "The museum of clocks opens at nine on weekdays."
 class Served:
     """A server, with what the test may look at."""
 
-    def __init__(self, url, app, engine, store, uploads, conversations):
+    def __init__(self, url, app, engine, store, uploads, conversations, stop):
         self.url = url
         self.app = app
         self.engine = engine
         self.store = store
         self.uploads = uploads
         self.conversations = conversations
+        self.stop = stop
         self.http = httpx.Client(base_url=url, timeout=60)
 
     def chat(self, content, model="scripted", **more):
@@ -48,10 +50,10 @@ class Served:
 
 
 @contextmanager
-def serving(engine, folder: Path, *, chat=None, texts=(PIER, MUSEUM), **settings):
-    """Serve an engine and a store of two passages, or of other texts, until the block ends."""
+def serving(engine, folder: Path, *, chat=None, **settings):
+    """Serve an engine and a store of two passages until the block ends."""
     store = DocumentStore(LetterEmbedder())
-    store.add([chunk(text, f"{number}.txt") for number, text in enumerate(texts)])
+    store.add([chunk(PIER, "pier.txt"), chunk(MUSEUM, "museum.txt")])
     with store, ConversationStore() as conversations, Uploads(store, folder / "uploads") as uploads:
         app = create_app(
             engine,
@@ -62,26 +64,31 @@ def serving(engine, folder: Path, *, chat=None, texts=(PIER, MUSEUM), **settings
             chat_settings=chat or ChatSettings(min_similarity=0.1),
             settings=ServerSettings(**settings),
         )
-        with listening(app) as url:
-            served = Served(url, app, engine, store, uploads, conversations)
+        with listening(app) as (url, stop):
+            served = Served(url, app, engine, store, uploads, conversations, stop)
             with served.http:
                 yield served
 
 
 @contextmanager
 def listening(app):
-    """Run an ASGI application; yield its address."""
+    """Run an ASGI application; yield its address, and what stops it."""
     bound = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=5))
+    config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=10)
+    server = serve_command.Server(config, app.state.stop_answers)
+
+    def stop():
+        server.should_exit = True
+
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
     try:
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.01)
-        yield f"http://127.0.0.1:{bound.getsockname()[1]}"
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}", stop
     finally:
-        server.should_exit = True
+        stop()
         thread.join()
         bound.close()
 

@@ -11,6 +11,7 @@ import openai
 import pytest
 from langchain_openai import ChatOpenAI
 
+from llma_rag.cli import serve as serve_command
 from llma_rag.conversation import ChatSettings
 from llma_rag.conversation.chatbot import REFUSAL
 from llma_rag.serving import ServerSettings
@@ -334,6 +335,24 @@ def test_a_conversation_has_one_answer_at_a_time(slow):
     until(lambda: slow.metric("llma_rag_unfinished_requests") == 0)
     assert slow.chat("When?", DOCUMENTS, conversation=begun, max_tokens=1).status_code == 200
     assert len(slow.conversations.get(begun).turns) == 1  # the interrupted one is not kept
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_stopped_server_ends_what_takes_too_long_with_a_word(tmp_path, caplog, monkeypatch, stream):
+    monkeypatch.setattr(serve_command, "_SHUTDOWN_S", 0.3)
+    engine = scripted_engine("word " * 4000)
+    engine.runner.step_s = 0.05
+    with serving(engine, tmp_path) as served:
+        stopping = threading.Thread(
+            target=lambda: until(lambda: engine.unfinished_requests) and served.stop()
+        )
+        stopping.start()
+        response = served.http.post("/v1/completions", json={**_long(4000), "stream": stream})
+        stopping.join()
+        assert response.status_code == (200 if stream else 503)
+        assert "the server shuts down" in response.text.strip().split("\n\n")[-1]
+    until(lambda: engine.unfinished_requests == 0, seconds=2)
+    assert "Traceback" not in caplog.text
 
 
 def _long(tokens=400):

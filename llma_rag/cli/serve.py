@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
+import signal
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +27,7 @@ from llma_rag.serving.uploads import Uploads
 
 _UPLOADS = "uploads"  # in the store's folder
 _SHUTDOWN_S = 10  # that answers may still take once the server is told to stop
+_LAST_EVENTS_S = 5  # that clients may take to hear that theirs has ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,10 @@ def run_serve(
             settings=settings,
         )
         config = uvicorn.Config(
-            app, timeout_graceful_shutdown=_SHUTDOWN_S, server_header=False, log_config=_log_config()
+            app,
+            timeout_graceful_shutdown=_SHUTDOWN_S + _LAST_EVENTS_S,
+            server_header=False,
+            log_config=_log_config(),
         )
         address = f"[{host}]" if ":" in host else host
         status_console.print(
@@ -79,8 +85,24 @@ def run_serve(
             f"http://{address}:{listening.getsockname()[1]}/v1; Ctrl-C ends it",
             soft_wrap=True,
         )
-        with contextlib.suppress(KeyboardInterrupt):  # it has shut down by then
-            uvicorn.Server(config).run(sockets=[listening])
+        # uvicorn finishes its work at either signal, then raises it again; what is open here is still to be closed
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with contextlib.suppress(KeyboardInterrupt):
+            Server(config, app.state.stop_answers).run(sockets=[listening])
+
+
+class Server(uvicorn.Server):
+    """Gives answers some time once it is told to stop, then ends them with a word."""
+
+    def __init__(self, config: uvicorn.Config, stop_answers: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._stop_answers = stop_answers
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Wait for connections to end, for a while."""
+        timer = asyncio.get_running_loop().call_later(_SHUTDOWN_S, self._stop_answers)
+        await super().shutdown(sockets)
+        timer.cancel()
 
 
 @contextmanager

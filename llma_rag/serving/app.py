@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
@@ -97,6 +97,8 @@ def create_app(
 ) -> FastAPI:
     """Return the ASGI application; what it is given stays the caller's to close, once it has shut down.
 
+    Its `state.stop_answers` ends the answers that are on their way, for a server that cannot wait for them.
+
     Args:
         engine: the model.
         store: the documents.
@@ -113,7 +115,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        with service:
+        async with service:
             yield
 
     app = FastAPI(
@@ -124,6 +126,7 @@ def create_app(
         docs_url=None,  # they would load scripts from elsewhere
         redoc_url=None,
     )
+    app.state.stop_answers = service.stop_answers
     app.include_router(_routes(service), max_body_size=settings.body_bytes)
 
     def body_limit(path: str) -> int:
@@ -265,11 +268,17 @@ class _Service:
         self._talking: set[str] = set()  # conversations whose answer is on its way
         self._told: set[str] = set()  # parameters that were logged
 
-    def __enter__(self) -> _Service:
+    async def __aenter__(self) -> _Service:
+        self._stopping: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self._preparing.shutdown(cancel_futures=True)
+
+    def stop_answers(self) -> None:
+        """End the answers that are on their way with an error; called in the event loop."""
+        if not self._stopping.done():
+            self._stopping.set_result(ApiError(503, "the server shuts down; ask again later"))
 
     # -- models ---------------------------------------------------------------------------------------
 
@@ -311,16 +320,21 @@ class _Service:
         async with AsyncExitStack() as work:
             work.enter_context(self._admission.place())
             work.enter_context(self._turn(conversation))
+            gone = asyncio.ensure_future(_gone(request))
             try:
-                answers = await _unless_gone(request, self._in_thread(partial(_asked_rightly, prepare)))
+                answers = await _unless(
+                    self._in_thread(partial(_asked_rightly, prepare)), gone, self._stopping
+                )
                 wire = Wire(body, answers, ignored)
                 if not body.stream:
-                    return JSONResponse(await _unless_gone(request, wire.whole()))
-                events = await work.enter_async_context(aclosing(_told_errors(wire.events())))
-                first = await _unless_gone(request, anext(events))  # an error still has its status
+                    return JSONResponse(await _unless(wire.whole(), gone, self._stopping))
+                events = await work.enter_async_context(aclosing(_told_errors(wire.events(), self._stopping)))
+                first = await _unless(anext(events), gone)  # an error still has its status
                 return _EventStream(_chained(first, events), work.pop_all())
             except _ClientGoneError:
                 return Response(status_code=_CLIENT_GONE)
+            finally:
+                gone.cancel()
 
     def chat_answers(self, body: ChatRequest) -> list[Answer]:
         """Return the answer to a chat request, not begun yet; it takes a moment."""
@@ -447,43 +461,47 @@ async def _chained(first: str, rest: AsyncGenerator[str]) -> AsyncGenerator[str]
         yield one
 
 
-async def _told_errors(events: AsyncGenerator[str]) -> AsyncGenerator[str]:
+async def _told_errors(events: AsyncGenerator[str], *ends: asyncio.Future[Exception]) -> AsyncGenerator[str]:
     """Yield events; an error after the first one is an event too, since the status has been sent."""
     begun = False
     async with aclosing(events):
         try:
-            async for one in events:
-                yield one
+            while True:
+                yield await _unless(anext(events), *ends)
                 begun = True
+        except StopAsyncIteration:
+            return
         except Exception as error:
             if not begun:
                 raise
-            _log.exception("an answer failed")
-            yield event(_as_api_error(error).body)
+            told = _as_api_error(error)
+            if told.status == 500:
+                _log.exception("an answer failed")
+            yield event(told.body)
 
 
 class _ClientGoneError(Exception):
     """Nobody waits for the response any more."""
 
 
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """Return what comes of some work, which is cancelled where the client goes."""
+async def _unless(work: Awaitable[Result], *ends: asyncio.Future[Exception]) -> Result:
+    """Return what comes of some work; where one of the ends comes first, cancel it and raise that."""
     working = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(request))
     try:
-        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        waited: set[asyncio.Future[Any]] = {working, *ends}
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise _ClientGoneError
+            raise next(end.result() for end in ends if end.done())
         return await working
     finally:
-        for task in (working, gone):
-            task.cancel()
-        await asyncio.gather(working, gone, return_exceptions=True)
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
 
 
-async def _gone(request: Request) -> None:
+async def _gone(request: Request) -> Exception:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    return _ClientGoneError()
 
 
 # -- errors -------------------------------------------------------------------------------------------
