@@ -12,6 +12,19 @@ from llma_rag.errors import PromptError
 
 Message = Mapping[str, Any]  # {"role": "user", "content": "..."}
 _INCOMPLETE = "\ufffd"  # what a tokenizer shows for bytes that are no character yet
+_RESERVED = {  # arguments of `apply_chat_template` that are no template's
+    "add_generation_prompt",
+    "continue_final_message",
+    "conversation",
+    "max_length",
+    "padding",
+    "return_assistant_tokens_mask",
+    "return_dict",
+    "return_tensors",
+    "tokenize",
+    "tokenizer_kwargs",
+    "truncation",
+}
 _SPACE_MARKS = "Ġ▁ "  # what tokenizers write for the space before a word
 
 
@@ -70,7 +83,7 @@ def _rendered(
     """Render messages as they are, or as plain as the template wants them."""
     if tokenizer.chat_template is None:
         raise PromptError("the model's tokenizer has no chat template; pass the prompt as one string")
-    reserved = sorted({"tokenize", "return_dict", "conversation", "add_generation_prompt"} & kwargs.keys())
+    reserved = sorted(_RESERVED & kwargs.keys())
     if reserved:
         raise PromptError(f"chat_template_kwargs may not set {', '.join(reserved)}")
     how = {"add_generation_prompt": True, **how}

@@ -22,7 +22,7 @@ from llma_rag.conversation.layout import chat_messages
 from llma_rag.errors import ContextLengthError, StoreError
 from llma_rag.retrieval import Chunk, DocumentStore
 from tests.letters import LetterEmbedder
-from tests.scripted_engine import scripted_engine
+from tests.scripted_engine import real_template, scripted_engine
 
 PASSAGES = [
     "The northern pier is closed from November to March.",
@@ -59,6 +59,20 @@ def test_an_answer_comes_with_its_sources_and_copied_words(store):
     assert named.text[span["source_start"] : span["source_end"]] == PASSAGES[0]
     assert conversation.turns == [answered]
     assert answered.figures["forward_passes"] < answered.figures["completion_tokens"]
+
+
+def test_reasoning_is_no_part_of_the_answer(store):
+    engine = scripted_engine(f"<think>\nLet me see.\n</think>\n\n{PASSAGES[0]}", real_template("qwen3"))
+    answered = Chatbot(engine, store, ChatSettings(min_similarity=0)).ask(Conversation("c"), "When?")
+    assert answered.answer == PASSAGES[0]
+    assert (answered.spans[0]["start"], answered.spans[0]["end"]) == (0, len(PASSAGES[0]))
+
+
+def test_instructions_are_added_to_the_chatbots_own(store):
+    bot = Chatbot(scripted_engine("Yes."), store, ChatSettings(min_similarity=0))
+    system = bot.prepare(Conversation("c"), "When?", "Be brief.").messages[0]["content"]
+    assert system.startswith("You answer questions")
+    assert system.endswith("\n\nBe brief.")
 
 
 def test_what_the_documents_do_not_answer_is_refused_or_marked(store):
@@ -189,7 +203,10 @@ def test_conversations_come_back_as_they_were(tmp_path, on_disk):
     assert kept.get(conversation.id) == conversation
     assert {(one.title, one.turns) for one in kept.list()} == {("q0", 3), ("A title", 0)}
     assert [one.id for one in kept.list("those")] == [other.id]
-    assert kept.delete(other.id)
+    assert kept.get(other.id, "these") is None
+    assert not kept.delete(other.id, "these")
+    assert kept.get(other.id, "those") == other
+    assert kept.delete(other.id, "those")
     assert not kept.delete(other.id)
     assert kept.get(other.id) is None
     assert [one.id for one in kept.list()] == [conversation.id]

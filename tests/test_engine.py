@@ -217,6 +217,19 @@ def test_the_result_of_a_closed_stream_is_an_error(llama):
         _ = stream.result
 
 
+def test_requests_count_as_unfinished_until_the_model_is_done_with_them(llama):
+    assert llama.unfinished_requests == 0
+    streams = [llama.stream(PROMPT, max_tokens=900, draft=False) for _ in range(3)]
+    next(streams[0])
+    assert llama.unfinished_requests == 3
+    for stream in streams:
+        stream.close()
+    for stream in streams:
+        with pytest.raises(RequestCancelledError):
+            _ = stream.result
+    assert llama.unfinished_requests == 0
+
+
 def test_cancelling_stops_a_prefill_between_blocks(llama, monkeypatch):
     blocks = []
     block = type(llama.runner).prefill_block

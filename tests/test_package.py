@@ -28,6 +28,8 @@ HEAVY = {
     "sentence_transformers",
     "typer",
     "rich",
+    "fastapi",
+    "uvicorn",
 }
 
 
@@ -70,7 +72,7 @@ def test_public_names_are_sorted_and_importable():
 MODULES = sorted(module.name for module in pkgutil.walk_packages([str(ROOT)], "llma_rag."))
 
 # layer: what it must not import
-TOP = ("bench", "cli", "calls", "settings", "langchain", "llamaindex")
+TOP = ("bench", "cli", "calls", "conversation", "settings", "serving", "langchain", "llamaindex")
 FORBIDDEN = {
     "decoding": ("models", "text", "provenance", "retrieval", "engine", "references", "replies", *TOP),
     "models": ("text", "provenance", "retrieval", "engine", "references", "replies", *TOP),
@@ -80,11 +82,33 @@ FORBIDDEN = {
     "retrieval": ("decoding", "models", "text", "provenance", "engine", "references", "replies", *TOP),
     "engine": ("retrieval", "references", "replies", *TOP),
     "references": ("models", "text", "engine", "replies", *TOP),
-    "calls": ("retrieval", "references", "settings", "bench", "cli", "langchain", "llamaindex"),
-    "settings": ("references", "replies", "calls", "bench", "cli", "langchain", "llamaindex"),
-    "langchain": ("bench", "cli", "llamaindex"),
-    "llamaindex": ("bench", "cli", "langchain"),
-    "bench": ("cli", "langchain", "llamaindex"),
+    "calls": (
+        "retrieval",
+        "references",
+        "settings",
+        "conversation",
+        "serving",
+        "bench",
+        "cli",
+        "langchain",
+        "llamaindex",
+    ),
+    "settings": (
+        "references",
+        "replies",
+        "calls",
+        "conversation",
+        "serving",
+        "bench",
+        "cli",
+        "langchain",
+        "llamaindex",
+    ),
+    "conversation": ("serving", "bench", "cli", "langchain", "llamaindex"),
+    "serving": ("bench", "cli", "langchain", "llamaindex"),
+    "langchain": ("bench", "cli", "conversation", "serving", "llamaindex"),
+    "llamaindex": ("bench", "cli", "conversation", "serving", "langchain"),
+    "bench": ("cli", "conversation", "serving", "langchain", "llamaindex"),
     "cli": ("langchain", "llamaindex"),
 }
 FRAMEWORKS = {"langchain_core": "langchain", "langchain": "langchain", "llama_index": "llamaindex"}

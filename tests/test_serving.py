@@ -283,6 +283,28 @@ def test_conversations_about_other_documents_are_not_shown(served):
     assert served.conversations.get(other.id) is not None
 
 
+def test_a_template_may_be_told_things_but_not_replaced(served):
+    assert served.chat("When?", chat_template_kwargs={"enable_thinking": False}).status_code == 200
+    for name in ("chat_template", "padding", "tokenize"):
+        refused = served.chat("When?", chat_template_kwargs={name: "x"})
+        assert (refused.status_code, f"may not set {name}" in refused.text) == (400, True)
+
+
+def test_reasoning_is_apart_from_the_answer(tmp_path):
+    engine = scripted_engine(f"<think>\nLet me see.\n</think>\n\n{PIER}", real_template("qwen3"))
+    with serving(engine, tmp_path) as served:
+        message = served.chat("When?").json()["choices"][0]["message"]
+        assert (message["content"], message["reasoning_content"]) == (PIER, "Let me see.")
+        begun = served.http.post("/v1/conversations", json={}).json()["id"]
+        streamed = events(served.chat("When?", DOCUMENTS, conversation=begun, stream=True))
+        deltas = [one["choices"][0]["delta"] for one in streamed]
+        assert "".join(delta.get("content", "") for delta in deltas) == PIER
+        assert "".join(delta.get("reasoning_content", "") for delta in deltas).strip() == "Let me see."
+        (turn,) = served.conversations.get(begun).turns
+        assert turn.answer == PIER
+        assert turn.spans[0]["start"] == 0
+
+
 # -- load ---------------------------------------------------------------------------------------------
 
 

@@ -171,8 +171,11 @@ def model_call(engine: Engine, request: ChatRequest, max_tokens: int) -> Call:
     Raises:
         ValueError: the request asks for what there is not.
     """
+    template_kwargs = request.chat_template_kwargs or {}
+    if "chat_template" in template_kwargs:  # a program, which may run for ever
+        raise ValueError("chat_template_kwargs may not set chat_template; the model's own is taken")
     options = request.options(max_tokens)
-    options["chat_template_kwargs"] = request.chat_template_kwargs or {}
+    options["chat_template_kwargs"] = template_kwargs
     tools = request.tool_descriptions
     choice = tool_choice_of(request.tool_choice, [tool["function"]["name"] for tool in tools])
     messages = [message.as_template_message() for message in request.messages]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
@@ -266,6 +267,7 @@ class _Service:
         self._admission = Admission(settings.queue, lambda: engine.unfinished_requests)
         self._preparing = ThreadPoolExecutor(_PREPARING_THREADS, thread_name_prefix="preparing")
         self._talking: set[str] = set()  # conversations whose answer is on its way
+        self._started = int(time.time())
         self._told: set[str] = set()  # parameters that were logged
 
     async def __aenter__(self) -> _Service:
@@ -287,7 +289,13 @@ class _Service:
         """What can be asked, in OpenAI's form."""
         context = self._engine.runner.context_length
         return [
-            {"id": name, "object": "model", "created": 0, "owned_by": "llma_rag", "max_model_len": context}
+            {
+                "id": name,
+                "object": "model",
+                "created": self._started,
+                "owned_by": "llma_rag",
+                "max_model_len": context,
+            }
             for name in (self._documents_model, self._engine.name)
         ]
 

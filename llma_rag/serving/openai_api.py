@@ -48,7 +48,7 @@ _WITHOUT_EFFECT = {  # on the text, whatever the value
 }
 
 
-StopString = Annotated[str, StringConstraints(min_length=1)]
+ShortText = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 
 
 def _whole(text: str) -> str:
@@ -175,7 +175,7 @@ class GenerationRequest(BaseModel):
     stream: bool = False
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(default=None, ge=1, le=_MOST_TOKENS)
-    stop: StopString | Annotated[list[StopString], Field(max_length=_MOST_STOP_STRINGS)] | None = None
+    stop: ShortText | Annotated[list[ShortText], Field(max_length=_MOST_STOP_STRINGS)] | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)
     references: Annotated[list[str | ReferenceField], Field(max_length=MOST_REFERENCES)] | None = None
     draft: bool | None = None
@@ -183,7 +183,7 @@ class GenerationRequest(BaseModel):
     repetition_penalty: float | None = Field(default=None, gt=0, le=100)
     no_repeat_ngram_size: int | None = Field(default=None, ge=0, le=1000)
     min_tokens: int | None = Field(default=None, ge=0, le=_MOST_TOKENS)
-    bad_words: Annotated[list[StopString], Field(max_length=1000)] | None = None
+    bad_words: Annotated[list[ShortText], Field(max_length=1000)] | None = None
 
     @model_validator(mode="before")
     @classmethod
