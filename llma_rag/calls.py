@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,12 @@ from llma_rag.text import Message, answer_opening, prompt_ids
 
 
 class Call:
-    """One request to an engine. Its reply comes in pieces; `answer` and `evidence` are there after the last one.
+    """One request to an engine. Its reply comes in pieces; after the last one there is the rest.
+
+    Attributes:
+        content: the part that the user sees, as far as it has come.
+        answer: all of what the engine made.
+        copied_spans: which characters of `content` stand in which reference.
 
     Args:
         engine: answers.
@@ -37,6 +43,7 @@ class Call:
     """
 
     answer: Generation
+    copied_spans: list[CopiedSpan]
 
     def __init__(
         self,
@@ -76,6 +83,7 @@ class Call:
         )
         self.content = ""
         self._called = False
+        self._calls_are_whole = True
 
     def pieces(self) -> Generator[ReplyPiece]:
         """Yield the parts of the reply as they become final; closing the iterator stops the model."""
@@ -85,6 +93,7 @@ class Call:
                 yield from self._fed(text)
             self.answer = stream.result
             yield from self._piece(self._parser.finish())
+            self.copied_spans = self._found_spans()
 
     async def apieces(self) -> AsyncGenerator[ReplyPiece]:
         """Yield the same for the running event loop."""
@@ -97,6 +106,7 @@ class Call:
             self.answer = await stream.result()
             for piece in self._piece(self._parser.finish()):
                 yield piece
+            self.copied_spans = await asyncio.to_thread(self._found_spans)
 
     def require_room(self) -> None:
         """Raise what is wrong with the prompt before the model is asked.
@@ -115,15 +125,9 @@ class Call:
 
     @property
     def finish_reason(self) -> str:
-        """`stop`, `length`, or `tool_calls`."""
-        return "tool_calls" if self._called else self.answer.finish_reason
-
-    @property
-    def copied_spans(self) -> list[CopiedSpan]:
-        """Which characters of `content` stand in which reference."""
-        if self.content == self.answer.text:
-            return self.answer.copied_spans
-        return copied_spans(self.content, self._references)
+        """`stop`, `length`, or `tool_calls` where the model has written calls to their end."""
+        cut = self.answer.finish_reason == "length" and not self._calls_are_whole
+        return "tool_calls" if self._called and not cut else self.answer.finish_reason
 
     @property
     def evidence(self) -> dict[str, Any]:
@@ -132,6 +136,11 @@ class Call:
             self.answer, self.copied_spans, model=self.engine.name, finish_reason=self.finish_reason
         )
 
+    def _found_spans(self) -> list[CopiedSpan]:
+        if self.content == self.answer.text:
+            return self.answer.copied_spans
+        return copied_spans(self.content, self._references)
+
     def _fed(self, text: str) -> Iterator[ReplyPiece]:
         if text:
             yield from self._piece(self._parser.feed(text))
@@ -139,6 +148,7 @@ class Call:
     def _piece(self, piece: ReplyPiece) -> Iterator[ReplyPiece]:
         self.content += piece.content
         self._called = self._called or bool(piece.tool_calls)
+        self._calls_are_whole &= all(call.arguments is not None for call in piece.tool_calls)
         if piece:
             yield piece
 

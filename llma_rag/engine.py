@@ -247,13 +247,14 @@ class Engine:
 
     def _serve(self, request: _Request, put: Callable[[Event], None], cancelled: threading.Event) -> None:
         """Run a request in the worker thread; every outcome reaches the caller through `put`."""
-        outcome: Event
         try:
-            outcome = self._answer(request, put, cancelled)
-        except BaseException as error:
-            outcome = error
-        self._count(-1)
-        put(outcome)
+            answer = self._answer(request, put, cancelled)
+        except BaseException as error:  # kept in no variable: its traceback holds this frame
+            self._count(-1)
+            put(error)
+        else:
+            self._count(-1)
+            put(answer)
 
     def _answer(
         self, request: _Request, emit: Callable[[str], None], cancelled: threading.Event
@@ -283,6 +284,7 @@ class Engine:
             if not output.take(step):
                 break
         ended = output.finish()
+        model.require_caller()  # copied spans of long references take a moment
         timings = output.timings(queued_s, index_s)
         return Generation(
             text=output.text,

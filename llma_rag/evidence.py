@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from llma_rag.generation import Generation
-from llma_rag.provenance import CopiedSpan
+from llma_rag.provenance import CopiedSpan, coverage
 
 _OF_ONE_CALL = (
     "forward_passes",
@@ -34,11 +34,21 @@ def evidence(
         model: its name.
         finish_reason: why the answer ended.
     """
-    timings = answer.timings
     return {
         "finish_reason": finish_reason,
         "model_name": model,
         "model_provider": "llma_rag",
+        **figures(answer),
+        "copied_spans": spans_as_data(spans),
+    }
+
+
+def figures(
+    answer: Generation, spans: Sequence[CopiedSpan] | None = None, length: int | None = None
+) -> dict[str, Any]:
+    """Return what an answer took; with the spans of the part that the user sees and its length, also the share copied."""
+    timings = answer.timings
+    made: dict[str, Any] = {
         "forward_passes": answer.forward_passes,
         "tokens_per_pass": round(answer.tokens_per_pass, 3),
         "drafted_tokens": answer.drafted,
@@ -51,8 +61,32 @@ def evidence(
         "width": answer.verdict.width,
         "candidates": answer.verdict.candidates,
         "exact": answer.verdict.exact,
-        "copied_spans": spans_as_data(spans),
     }
+    if spans is not None and length is not None:
+        made["copied_coverage"] = round(coverage(spans, length), 3)
+    return made
+
+
+def numbered_spans(
+    spans: Iterable[CopiedSpan], numbers: Sequence[int], offset: int = 0
+) -> list[dict[str, int]]:
+    """Return copied spans as data, with the number by which the reader knows each source.
+
+    Args:
+        spans: in the text.
+        numbers: by place of the reference.
+        offset: of the text in what the reader sees.
+    """
+    return [
+        {
+            "start": span.start + offset,
+            "end": span.end + offset,
+            "number": numbers[span.reference_index],
+            "source_start": span.reference_start,
+            "source_end": span.reference_end,
+        }
+        for span in spans
+    ]
 
 
 def spans_as_data(spans: Sequence[CopiedSpan]) -> list[dict[str, Any]]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
 import platformdirs
+
+TEMPORARY = ".part"  # how the names of files end that are being written; they begin with a dot
 
 
 def cache_path(name: str) -> Path:
@@ -24,17 +26,16 @@ def cache_folder(name: str) -> Path:
 
 def write_atomically(path: Path, content: bytes | Iterable[bytes]) -> None:
     """Write a file, in pieces where they are given, so that it always holds the old or the new, whole and on disk."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.writelines([content] if isinstance(content, bytes) else content)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
+        temporary.replace(path)
         _flush_folder(path.parent)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
@@ -46,10 +47,3 @@ def _flush_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def _umask() -> int:
-    """Return the bits that new files do not get; temporary files get fewer than others."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask

@@ -40,6 +40,20 @@ class ToolCall:
     raw: str
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:_ID_LENGTH])
 
+    @property
+    def arguments_text(self) -> str:
+        """The arguments as JSON; what the model wrote for them where they are not valid."""
+        if self.arguments is not None:
+            return json.dumps(self.arguments, ensure_ascii=False)
+        begin = re.search(r'"(?:arguments|parameters)"\s*:\s*', self.raw)
+        if begin is None:
+            return self.raw
+        written = self.raw[begin.end() :]
+        try:
+            return json.dumps(json.JSONDecoder().raw_decode(written)[0], ensure_ascii=False)
+        except ValueError:
+            return written
+
 
 @dataclass(frozen=True, slots=True)
 class ReplyPiece:

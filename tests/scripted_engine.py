@@ -45,6 +45,7 @@ class _ScriptedRunner:
         self._reply = reply
         self.prompts = []
         self.step_s = 0.0  # that a step takes
+        self.steps = 0
 
     def __getattr__(self, name):
         return getattr(self._runner, name)
@@ -62,6 +63,7 @@ class _ScriptedRunner:
 
     def verify(self, position, candidates, **_):
         time.sleep(self.step_s)
+        self.steps += 1
         first = position - self._begin + 1
         following = self._answer[first:] + [0] * self.width
         return [following[: len(ids)] for ids in candidates]

@@ -12,13 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import uvicorn
 
-from llma_rag.cli import serve as serve_command
 from llma_rag.conversation import ChatSettings, ConversationStore
 from llma_rag.retrieval import DocumentStore
-from llma_rag.serving import ServerSettings, create_app
-from llma_rag.serving.uploads import Uploads
+from llma_rag.serving import Server, ServerSettings, Uploads, create_app
 from tests.letters import LetterEmbedder, chunk
 
 PIER = "The northern pier is closed from November to March."
@@ -74,8 +71,7 @@ def serving(engine, folder: Path, *, chat=None, **settings):
 def listening(app):
     """Run an ASGI application; yield its address, and what stops it."""
     bound = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=10)
-    server = serve_command.Server(config, app.state.stop_answers)
+    server = Server(app, log_config=None)
 
     def stop():
         server.should_exit = True

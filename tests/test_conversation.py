@@ -103,6 +103,14 @@ def test_follow_up_questions_are_looked_up_behind_what_they_follow(question, sta
     assert standalone_question(question, []) == question
 
 
+def test_a_long_chain_of_follow_ups_is_looked_up_behind_its_beginning_only():
+    before = [turn("Where is the pier?")]
+    for follow_up in ("And the museum?", "Why is it there?"):
+        query = standalone_question(follow_up, before)
+        assert query == f"Where is the pier? {follow_up}"
+        before.append(Turn(follow_up, query, "Yes."))
+
+
 def test_the_model_may_rewrite_a_follow_up(store):
     bot = Chatbot(
         scripted_engine("Is the pier open on Sundays?\nmore"),
@@ -154,14 +162,42 @@ def test_a_prompt_that_outgrows_its_budget_leaves_out_the_oldest_turns_several_a
 
 def test_passages_that_do_not_fit_are_dropped_and_a_question_that_does_not_is_an_error(store):
     engine = scripted_engine("Yes.")
-    budget = engine.count_tokens([{"role": "user", "content": "x"}])
     room = engine.runner.context_length
-    bot = Chatbot(engine, store, ChatSettings(min_similarity=0, max_tokens=room - budget - 150))
-    assert len(bot.prepare(Conversation("c"), "Why is that so?").sources) < 3
-    with pytest.raises(ContextLengthError, match="shorten it, or lower max_tokens"):
-        bot.prepare(Conversation("c"), "why " * 300)
+    bot = Chatbot(engine, store, ChatSettings(min_similarity=0, max_tokens=room))
+    per_word = engine.count_tokens("why " * 1000) / 1000
+    long = "why " * int(
+        (room / 2 - 220) / per_word
+    )  # so that half of the context has no room for all passages
+    assert 0 < len(bot.prepare(Conversation("c"), long).sources) < 3
+    with pytest.raises(
+        ContextLengthError, match=rf"a prompt of \d+ tokens, of the context's {room} a prompt may"
+    ):
+        bot.prepare(Conversation("c"), "why " * room)
     with pytest.raises(ValueError, match="the question is empty"):
         bot.prepare(Conversation("c"), "  ")
+
+
+def test_a_long_history_is_cut_with_few_counts_and_its_end_stays():
+    counts = 0
+
+    def count(messages):
+        nonlocal counts
+        counts += 1
+        return sum(len(message["content"]) for message in messages)
+
+    conversation = Conversation("c", [turn(f"question {number}", "x" * 100) for number in range(5000)])
+    messages, left_out = chat_messages(conversation, "now?", [], 10_000, count)
+    assert counts < 20
+    assert left_out > 4900
+    assert "question 4999" in messages[-3]["content"]
+    assert 3000 < count(messages) <= 10_000
+
+
+def test_an_answer_that_may_be_long_does_not_make_the_chatbot_forget(store):
+    engine = scripted_engine("Yes.")
+    settings = ChatSettings(min_similarity=0, max_tokens=engine.runner.context_length)
+    conversation = Conversation("c", [turn("When is the northern pier closed?")])
+    assert Chatbot(engine, store, settings).prepare(conversation, "And why?").left_out == 0
 
 
 @pytest.mark.parametrize(
@@ -219,9 +255,26 @@ def test_a_turn_that_cannot_be_kept_leaves_nothing_behind(tmp_path):
     conversation.turns.append(turn("one"))
     kept.add_turn(conversation)
     with pytest.raises(StoreError, match="cannot be read or written"):
-        kept.add_turn(conversation)  # its number is taken
+        kept.add_turn(Conversation("never begun", [turn("one")]))
     assert kept.get(conversation.id).turns == conversation.turns
+    assert kept.get("never begun") is None
     kept.close()
+
+
+def test_turns_of_two_programs_stand_one_behind_the_other(tmp_path):
+    with ConversationStore(tmp_path / "c.db") as one, ConversationStore(tmp_path / "c.db") as other:
+        here = one.begin()
+        there = other.get(here.id)
+        here.turns.append(turn("here"))
+        there.turns.append(turn("there"))
+        one.add_turn(here)
+        other.add_turn(there)
+        assert [kept.question for kept in one.get(here.id).turns] == ["here", "there"]
+
+
+def test_a_file_that_cannot_be_opened_is_told(tmp_path):
+    with pytest.raises(StoreError, match="cannot be opened"):
+        ConversationStore(tmp_path / "nowhere" / "c.db")
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):

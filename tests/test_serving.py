@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import threading
@@ -11,10 +12,10 @@ import openai
 import pytest
 from langchain_openai import ChatOpenAI
 
-from llma_rag.cli import serve as serve_command
-from llma_rag.conversation import ChatSettings
+from llma_rag.conversation import Chatbot, ChatSettings
 from llma_rag.conversation.chatbot import REFUSAL
-from llma_rag.serving import ServerSettings
+from llma_rag.serving import ServerSettings, streaming
+from llma_rag.serving import server as server_module
 from tests.scripted_engine import real_template, scripted_engine
 from tests.serving import PIER, serving, until
 
@@ -149,9 +150,69 @@ def test_tools_reach_the_model_and_its_calls_the_client(tmp_path):
         assert client.chat.completions.create(model="scripted", messages=again, tools=[TOOL]).choices
         assert "None." in served.engine.runner.prompts[-1]
         with pytest.raises(openai.BadRequestError, match="tool_choice must be"):
+            other = {"type": "function", "function": {"name": "lose"}}
             client.chat.completions.create(
-                model="scripted", messages=asked(), tools=[TOOL], tool_choice="required thing"
+                model="scripted", messages=asked(), tools=[TOOL], tool_choice=other
             )
+
+
+@pytest.mark.parametrize(
+    ("written", "arguments", "reason"),
+    [
+        ('{"name": "find", "arguments": [1]}\n</tool_call>', "[1]", "tool_calls"),
+        ('{"name": "find", "arguments": {"what": "pi', '{"what": "pi', "length"),
+    ],
+)
+def test_a_call_that_is_not_well_written_can_be_sent_back(tmp_path, written, arguments, reason):
+    engine = scripted_engine(f"<tool_call>\n{written}", real_template("qwen3"))
+    with serving(engine, tmp_path) as served:
+        tokens = {"max_tokens": len(engine.tokenizer(f"<tool_call>\n{written}").input_ids)}
+        choice = served.chat("When?", tools=[TOOL], **(tokens if reason == "length" else {})).json()[
+            "choices"
+        ][0]
+        assert choice["finish_reason"] == reason
+        (call,) = choice["message"]["tool_calls"]
+        assert call["function"] == {"name": "find", "arguments": arguments}
+        call["index"] = 0  # as clients have it that put a stream together
+        again = [*asked(), choice["message"], {"role": "tool", "tool_call_id": call["id"], "content": "No."}]
+        assert served.chat(again, tools=[TOOL]).status_code == 200
+        assert arguments in engine.runner.prompts[-1]
+
+
+@pytest.mark.parametrize(
+    "choice", ["find", {"function": "find"}, {"function": None}, [], {"type": "allowed_tools"}, 3]
+)
+def test_a_choice_of_tool_that_is_none_is_the_clients_mistake(served, choice):
+    assert served.chat("When?", tool_choice=choice).status_code == 400
+
+
+def test_nulls_are_as_if_nothing_was_said(served):
+    names = (
+        "stream",
+        "stream_options",
+        "temperature",
+        "stop",
+        "tools",
+        "tool_choice",
+        "max_tokens",
+        "draft",
+        "n",
+    )
+    answer = served.chat("When?", **dict.fromkeys(names)).json()
+    assert answer["choices"][0]["message"]["content"] == ANSWER
+    assert answer["llma_rag"]["ignored"] == []
+
+
+def test_the_application_answers_without_a_server(served):
+    transport = httpx.ASGITransport(served.app)
+
+    async def ask():
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            body = {"model": "scripted", "messages": asked()}
+            return await client.post("/v1/chat/completions", json=body)
+
+    for _ in range(2):  # in two event loops
+        assert asyncio.run(ask()).json()["choices"][0]["message"]["content"] == ANSWER
 
 
 # -- what OpenAI's API does not have ------------------------------------------------------------------
@@ -269,7 +330,7 @@ def test_a_conversation_is_kept_turn_by_turn(served):
     assert (listed[0]["title"], listed[0]["turns"]) == ("Piers", 2)
     twice = [*asked(), {"role": "assistant", "content": "No."}, *asked()]
     assert "new question only" in served.chat(twice, DOCUMENTS, conversation=begun["id"]).text
-    assert "go with the model" in served.chat("When?", conversation=begun["id"]).text
+    assert "goes with the model" in served.chat("When?", conversation=begun["id"]).text
     assert served.http.delete(f"/v1/conversations/{begun['id']}").json()["deleted"] is True
     assert served.http.get(f"/v1/conversations/{begun['id']}").status_code == 404
     assert served.http.delete(f"/v1/conversations/{begun['id']}").status_code == 404
@@ -335,16 +396,53 @@ def test_more_requests_than_the_queue_takes_are_told_to_come_back(slow):
 @pytest.mark.parametrize("stream", [True, False])
 def test_the_model_stops_where_the_client_goes(slow, stream):
     body = {**_long(), "stream": stream}
+    runner = slow.engine.runner
+    runner.step_s = 0.2
     if stream:
         with slow.http.stream("POST", "/v1/completions", json=body) as response:
-            next(response.iter_bytes())
+            pieces = response.iter_bytes()
+            next(pieces)
     else:
         with pytest.raises(httpx.ReadTimeout):
-            slow.http.post("/v1/completions", json=body, timeout=0.3)
+            slow.http.post("/v1/completions", json=body, timeout=0.5)
+    steps = runner.steps
     until(lambda: slow.metric("llma_rag_unfinished_requests") == 0, seconds=2)
-    passes = slow.metric("llma_rag_forward_passes_total")
-    assert passes == 0  # it was never complete
+    assert (
+        runner.steps <= steps + 2
+    )  # the one that ran, and one that began before the connection was seen closed
+    assert slow.metric("llma_rag_forward_passes_total") == 0  # it was never complete
     assert slow.chat("When?", max_tokens=1).status_code == 200
+
+
+def test_a_client_that_goes_while_its_question_is_looked_up_gives_its_place_back(slow, monkeypatch):
+    may_go_on = threading.Event()
+    prepare = Chatbot.prepare
+
+    def waiting(self, *arguments):
+        may_go_on.wait(30)
+        return prepare(self, *arguments)
+
+    monkeypatch.setattr(Chatbot, "prepare", waiting)
+    begun = slow.http.post("/v1/conversations", json={}).json()["id"]
+    for conversation in (begun, None):
+        with pytest.raises(httpx.ReadTimeout):
+            body = {"model": DOCUMENTS, "messages": asked(), "conversation": conversation}
+            slow.http.post("/v1/chat/completions", json=body, timeout=0.3)
+    until(
+        lambda: slow.chat("When?", max_tokens=1).status_code == 429, seconds=2
+    )  # the threads have them still
+    may_go_on.set()
+    until(lambda: slow.chat("When?", DOCUMENTS, conversation=begun, max_tokens=1).status_code == 200)
+    assert slow.engine.unfinished_requests == 0
+
+
+def test_a_stream_that_waits_long_hears_that_it_is_not_forgotten(slow, monkeypatch):
+    monkeypatch.setattr(streaming, "_SILENCE_S", 0.1)
+    with slow.http.stream("POST", "/v1/completions", json=_long()) as first:
+        pieces = first.iter_bytes()
+        next(pieces)
+        with slow.http.stream("POST", "/v1/completions", json=_long(2)) as second:
+            assert next(second.iter_text()) == ": the answer is still to come\n\n"
 
 
 def test_a_conversation_has_one_answer_at_a_time(slow):
@@ -354,6 +452,7 @@ def test_a_conversation_has_one_answer_at_a_time(slow):
         pieces = first.iter_bytes()  # dropping it would close the connection
         next(pieces)
         assert slow.chat("When?", DOCUMENTS, conversation=begun).status_code == 409
+        assert slow.http.delete(f"/v1/conversations/{begun}").status_code == 409
     until(lambda: slow.metric("llma_rag_unfinished_requests") == 0)
     assert slow.chat("When?", DOCUMENTS, conversation=begun, max_tokens=1).status_code == 200
     assert len(slow.conversations.get(begun).turns) == 1  # the interrupted one is not kept
@@ -361,7 +460,7 @@ def test_a_conversation_has_one_answer_at_a_time(slow):
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_stopped_server_ends_what_takes_too_long_with_a_word(tmp_path, caplog, monkeypatch, stream):
-    monkeypatch.setattr(serve_command, "_SHUTDOWN_S", 0.3)
+    monkeypatch.setattr(server_module, "_SHUTDOWN_S", 0.3)
     engine = scripted_engine("word " * 4000)
     engine.runner.step_s = 0.05
     with serving(engine, tmp_path) as served:
@@ -398,5 +497,6 @@ def test_an_error_within_a_stream_is_its_last_event(served, monkeypatch):
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="queue must be at least 1, got 0"):
         ServerSettings(queue=0)
-    with pytest.raises(ValueError, match="API key is empty"):
-        ServerSettings(api_key="")
+    for key in ("", " ", "key "):
+        with pytest.raises(ValueError, match="API key must not be empty"):
+            ServerSettings(api_key=key)

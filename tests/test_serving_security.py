@@ -99,7 +99,7 @@ def test_a_name_that_was_made_to_lead_here_is_no_name_of_the_server(served, host
     assert served.http.get("/v1/models", headers={"Host": host}).status_code in (400, 403)
 
 
-@pytest.mark.parametrize("host", ["localhost", "localhost:1", "[::1]:8000", "127.0.0.1"])
+@pytest.mark.parametrize("host", ["localhost", "localhost:1", "[::1]:8000", "127.0.0.1", "127.0.0.2:80"])
 def test_this_machines_names_are(served, host):
     assert served.http.get("/v1/models", headers={"Host": host}).status_code == 200
 
@@ -117,7 +117,7 @@ def _pieces(size):
     "path", ["/v1/chat/completions", "/v1/completions", "/v1/documents", "/v1/conversations"]
 )
 @pytest.mark.parametrize("declared", [True, False])
-def test_a_body_of_100_mb_is_refused_before_it_is_read(served, path, declared):
+def test_a_body_of_100_mb_is_refused(served, path, declared):
     size = 100 * 2**20
     headers = {
         "Content-Type": "multipart/form-data; boundary=x" if "documents" in path else "application/json"
@@ -158,6 +158,8 @@ def test_a_body_of_100_mb_is_refused_before_it_is_read(served, path, declared):
         b'{"model": "scripted", "messages": [{"role": "user", "content": "x"}], "other": "\\udfff"}',
         b'{"model": "scripted", "messages": [{"role": "user", "content": "x"}], "max_tokens": ' + b"9" * 5000 + b"}",
         b"[" * 100_000,
+        b'{"model": "scripted", "messages": [{"role": "user", "content": "x"}], "references": [{"text": "x", "metadata": '
+        + b'{"a":' * 100 + b"1" + b"}" * 100 + b"}]}",
         b'{"a":' * 50_000 + b"1" + b"}" * 50_000,
         b'{"model": "scripted", "messages": [{"role": "user", "content": [{"type": "image_url"}]}]}',
         b'{"model": "scripted", "messages": []}',
@@ -178,6 +180,19 @@ def test_json_must_say_that_it_is_json(served):
     for kind in ("text/plain", "application/x-www-form-urlencoded"):
         response = served.http.post("/v1/chat/completions", content=body, headers={"Content-Type": kind})
         assert response.status_code == 400
+
+
+def test_counters_do_not_grow_with_what_clients_invent(served):
+    def series():
+        return served.http.get("/metrics").text.count("\n")
+
+    sizes = []
+    for number in range(20):
+        served.http.request(f"INVENTED{number}", "/healthz")
+        served.http.get(f"/nowhere/{number}")
+        served.http.get(f"/v1/documents/{number}")
+        sizes.append(series())
+    assert sizes[1] == sizes[-1]
 
 
 # -- names of uploads ---------------------------------------------------------------------------------

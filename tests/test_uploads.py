@@ -90,7 +90,10 @@ def test_a_failure_of_the_server_is_told_without_its_secrets(store, tmp_path, mo
         monkeypatch.setattr(uploads_module, "index_documents", failing)
         put(uploads, "pier.txt", PIER)
         (document,) = settled(uploads)
-        assert (document.state, document.error) == ("failed", "the server could not index it; see its log")
+        assert (document.state, document.error) == (
+            "failed",
+            "the server could not index it; its log says why",
+        )
         assert "a secret" in caplog.text
         monkeypatch.undo()
         put(uploads, "pier.txt", PIER)
@@ -137,12 +140,22 @@ def test_what_a_killed_server_left_is_indexed_or_cleaned_away(store, tmp_path):
         settled(uploads)
     (tmp_path / "gone.txt").unlink()  # as if it was killed in the middle of deleting
     (tmp_path / "new.txt").write_text(PIER)
-    (tmp_path / ".half.txt.x1y2").write_text("half")
+    (tmp_path / ".half.txt.x1y2.part").write_text("half")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".gitignore").write_text("*")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "program.exe").write_text("x")
     with Uploads(store, tmp_path) as uploads:
         assert [one.name for one in until(lambda: len(store.sources) == 1 and settled(uploads))] == [
             "new.txt"
         ]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["new.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".git",
+        ".gitignore",
+        "folder",
+        "new.txt",
+        "program.exe",
+    ]
 
 
 def test_closing_does_not_wait_for_a_long_document(tmp_path):

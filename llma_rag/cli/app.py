@@ -229,9 +229,7 @@ def serve(
         search=search.value,
         max_tokens=max_tokens,
     )
-    settings = ServerSettings(
-        api_key=api_key, origins=tuple(cors_origin or ()), strict=strict, queue=queue, max_tokens=max_tokens
-    )
+    settings = ServerSettings(api_key=api_key, origins=tuple(cors_origin or ()), strict=strict, queue=queue)
     run_serve(store, model, dtype, width, host, port, conversations, chat_settings, settings)
 
 

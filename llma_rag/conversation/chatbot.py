@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,9 +11,9 @@ from llma_rag.conversation.condensing import rewritten_question, standalone_ques
 from llma_rag.conversation.layout import Messages, chat_messages
 from llma_rag.conversation.turns import Basis, Conversation, Source, Turn
 from llma_rag.engine import Engine, RequestOptions
-from llma_rag.errors import ContextLengthError
-from llma_rag.generation import Generation
-from llma_rag.provenance import CopiedSpan, Reference
+from llma_rag.errors import ContextLengthError, PromptError
+from llma_rag.evidence import figures, numbered_spans
+from llma_rag.provenance import Reference
 from llma_rag.retrieval import DocumentStore, Hit, SearchMode
 
 Mode = Literal["query", "chat"]
@@ -106,17 +106,18 @@ class Chatbot:
 
         Raises:
             ContextLengthError: the question alone does not fit the model's context.
-            ValueError: the question is empty.
+            PromptError: the question is empty.
         """
         if not question.strip():
-            raise ValueError("the question is empty; ask something")
+            raise PromptError("the question is empty; ask something")
+        budget = self._budget()
+        self._require_room(self.engine.count_tokens([{"role": "user", "content": question}]), budget)
         query = self._standalone(question, conversation)
         hits = self._relevant(query)
         sources = _numbered(hits, conversation.numbers)
         if not hits and self.settings.mode == "query":
             options = RequestOptions()
             return Answering(question, query, "refusal", (), [], options, conversation.first_shown)
-        budget = self.engine.runner.context_length - self.settings.max_tokens
         while True:
             messages, left_out = chat_messages(
                 conversation, question, sources, budget, self.engine.count_tokens, instructions
@@ -125,11 +126,7 @@ class Chatbot:
             if tokens <= budget:
                 break
             if not sources:
-                raise ContextLengthError(
-                    f"the question makes a prompt of {tokens} tokens, which leaves no room for an answer of "
-                    f"{self.settings.max_tokens} in a context of {self.engine.runner.context_length}; shorten it, or "
-                    "lower max_tokens"
-                )
+                self._require_room(tokens, budget)
             sources = sources[:-1]
         return Answering(
             question,
@@ -155,8 +152,8 @@ class Chatbot:
             answering.opening + (call.content if call else ""),
             answering.basis,
             answering.sources,
-            _spans(answering, call.copied_spans) if call else (),
-            _figures(call.answer) if call else {},
+            _spans(answering, call) if call else (),
+            _figures(call) if call else {},
         )
         conversation.turns.append(turn)
         conversation.first_shown = answering.left_out
@@ -169,6 +166,18 @@ class Chatbot:
         for _ in call.pieces() if call else ():
             pass
         return self.finish(conversation, answering, call)
+
+    def _budget(self) -> int:
+        """Return the most tokens of a prompt: an answer's are left free, of the context half at most."""
+        context = self.engine.runner.context_length
+        return max(context - self.settings.max_tokens, context // 2)
+
+    def _require_room(self, tokens: int, budget: int) -> None:
+        if tokens > budget:
+            raise ContextLengthError(
+                f"the question makes a prompt of {tokens} tokens, of the context's {self.engine.runner.context_length} a "
+                f"prompt may take {budget}; shorten it, or lower max_tokens"
+            )
 
     def _standalone(self, question: str, conversation: Conversation) -> str:
         if self.settings.condensing == "off":
@@ -206,29 +215,15 @@ def _references(sources: list[Source], conversation: Conversation) -> list[Refer
     return [*(Reference(source.text, source.metadata) for source in sources), *earlier]
 
 
-def _spans(answering: Answering, spans: Sequence[CopiedSpan]) -> tuple[Mapping[str, Any], ...]:
-    return tuple(
-        {
-            "start": span.start + len(answering.opening),
-            "end": span.end + len(answering.opening),
-            "number": answering.sources[span.reference_index].number,
-            "source_start": span.reference_start,
-            "source_end": span.reference_end,
-        }
-        for span in spans
-    )
+def _spans(answering: Answering, call: Call) -> tuple[Mapping[str, Any], ...]:
+    numbers = [source.number for source in answering.sources]
+    return tuple(numbered_spans(call.copied_spans, numbers, len(answering.opening)))
 
 
-def _figures(answer: Generation) -> dict[str, Any]:
-    timings = answer.timings
+def _figures(call: Call) -> dict[str, Any]:
     return {
-        "prompt_tokens": answer.prompt_tokens,
-        "cached_tokens": answer.cached_tokens,
-        "completion_tokens": answer.completion_tokens,
-        "forward_passes": answer.forward_passes,
-        "tokens_per_pass": round(answer.tokens_per_pass, 3),
-        "copied_coverage": round(answer.copied_coverage, 3),
-        "prefill_s": round(timings.prefill_s, 4),
-        "decode_s": round(timings.decode_s, 4),
-        "finish_reason": answer.finish_reason,
+        "prompt_tokens": call.answer.prompt_tokens,
+        "completion_tokens": call.answer.completion_tokens,
+        **figures(call.answer, call.copied_spans, len(call.content)),
+        "finish_reason": call.finish_reason,
     }

@@ -18,7 +18,7 @@ _MODEL_TOKENS = 64
 
 
 def standalone_question(question: str, turns: Sequence[Turn]) -> str:
-    """Return a follow-up question behind the one that it follows; others as they are.
+    """Return a follow-up question behind the last one that stands alone; others as they are.
 
     >>> turn = Turn("When does the ferry leave?", "When does the ferry leave?", "At nine.")
     >>> standalone_question("And on Sundays?", [turn])
@@ -28,7 +28,8 @@ def standalone_question(question: str, turns: Sequence[Turn]) -> str:
     """
     if not turns or not _points_back(question):
         return question
-    return f"{turns[-1].query} {question}"
+    followed = next((turn for turn in reversed(turns) if not _points_back(turn.question)), turns[-1])
+    return f"{followed.question} {question}"
 
 
 def rewritten_question(engine: Engine, question: str, turns: Sequence[Turn]) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from llma_rag.closing import Closing
 from llma_rag.conversation.turns import Conversation, Turn
@@ -31,7 +32,7 @@ _SCHEMA = (
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class ConversationSummary:
     """A conversation as it is listed; times are seconds since 1970."""
 
     id: str
@@ -46,18 +47,23 @@ class ConversationStore(Closing):
     """Conversations by id, in a file or, without one, in memory; threads may share it.
 
     Raises:
-        StoreError: the file is damaged or of another kind.
+        StoreError: the file cannot be opened, is damaged, or of another kind.
     """
 
     def __init__(self, path: str | Path | None = None) -> None:
         self._path = path
         self._lock = threading.RLock()
-        self._database = sqlite3.connect(
-            ":memory:" if path is None else path,
-            timeout=_BUSY_S,
-            check_same_thread=False,
-            isolation_level=None,
-        )
+        try:
+            self._database = sqlite3.connect(
+                ":memory:" if path is None else path,
+                timeout=_BUSY_S,
+                check_same_thread=False,
+                isolation_level=None,
+            )
+        except sqlite3.OperationalError as error:
+            raise StoreError(
+                f"the conversations in {path} cannot be opened: {error}; name another file"
+            ) from error
         try:
             with self._access():
                 self._prepare()
@@ -82,13 +88,12 @@ class ConversationStore(Closing):
         return conversation
 
     def add_turn(self, conversation: Conversation) -> None:
-        """Keep the last turn of a conversation, which was begun here."""
-        number = len(conversation.turns) - 1
-        turn = conversation.turns[number]
+        """Keep the last turn of a conversation, which was begun here, behind those that are kept."""
+        turn = conversation.turns[-1]
         with self._access() as database:
             database.execute(
-                "INSERT INTO turns VALUES (?, ?, ?)",
-                (conversation.id, number, json.dumps(turn.to_json(), default=str)),
+                "INSERT INTO turns SELECT ?1, coalesce(max(number) + 1, 0), ?2 FROM turns WHERE conversation = ?1",
+                (conversation.id, json.dumps(turn.to_json(), default=str)),
             )
             database.execute(
                 "UPDATE conversations SET changed = ?, first_shown = ?, title = coalesce(nullif(title, ''), ?) "
@@ -98,7 +103,7 @@ class ConversationStore(Closing):
 
     def get(self, conversation_id: str, about: str | None = None) -> Conversation | None:
         """Return a conversation, None where there is none of this id, or none about these documents."""
-        with self._access() as database:
+        with self._access("DEFERRED") as database:
             row = database.execute(
                 "SELECT first_shown FROM conversations WHERE id = ? AND about = coalesce(?, about)",
                 (conversation_id, about),
@@ -110,15 +115,15 @@ class ConversationStore(Closing):
             ).fetchall()
         return Conversation(conversation_id, [Turn.from_json(json.loads(one)) for (one,) in contents], row[0])
 
-    def list(self, about: str | None = None) -> list[Kept]:
+    def list(self, about: str | None = None) -> list[ConversationSummary]:
         """Return what is kept, or what of it is about some documents, the last changed first."""
-        with self._access() as database:
+        with self._access("DEFERRED") as database:
             rows = database.execute(
                 "SELECT id, title, about, begun, changed, (SELECT count(*) FROM turns WHERE conversation = id) "
                 "FROM conversations WHERE about = coalesce(?, about) ORDER BY changed DESC, id",
                 (about,),
             ).fetchall()
-        return [Kept(*row) for row in rows]
+        return [ConversationSummary(*row) for row in rows]
 
     def delete(self, conversation_id: str, about: str | None = None) -> bool:
         """Forget a conversation, if it is about these documents; return whether there was one."""
@@ -147,12 +152,12 @@ class ConversationStore(Closing):
         database.execute(f"PRAGMA user_version = {_FORMAT}")
 
     @contextmanager
-    def _access(self) -> Iterator[sqlite3.Connection]:
-        """Let one thread in; what it changes is kept whole or not at all."""
+    def _access(self, kind: Literal["DEFERRED", "IMMEDIATE"] = "IMMEDIATE") -> Iterator[sqlite3.Connection]:
+        """Let one thread in, to change something (`IMMEDIATE`) or to read; what it changes is kept whole or not at all."""
         with self._lock:
             try:
                 self._database.execute("PRAGMA foreign_keys = ON")
-                self._database.execute("BEGIN IMMEDIATE")
+                self._database.execute(f"BEGIN {kind}")
                 try:
                     yield self._database
                 except BaseException:

@@ -6,6 +6,7 @@ outgrow its budget, the oldest turns go, several at once: each time this happens
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 from llma_rag.conversation.turns import Conversation, Source, Turn
@@ -17,6 +18,7 @@ INSTRUCTIONS = (
     "You answer questions about the user's documents, in their own words where you can. "
     "Say so if the passages do not answer the question."
 )
+_MOST_CHARACTERS_PER_TOKEN = 8  # of a history; more of it is not even counted
 _SHARE_AFTER_CUT = 0.5  # of the room beside the question that earlier turns may take once some had to go
 
 
@@ -39,15 +41,25 @@ def chat_messages(
         instructions: behind the chatbot's own.
     """
     system = f"{INSTRUCTIONS}\n\n{instructions}" if instructions else INSTRUCTIONS
-    left_out = conversation.first_shown
-    messages = _messages(system, conversation.turns[left_out:], question, sources)
-    if count(messages) > budget:
-        alone = count(_messages(system, [], question, sources))
+    turns = conversation.turns
+
+    def size(left_out: int) -> int:
+        return count(_messages(system, turns[left_out:], question, sources))
+
+    left_out = max(conversation.first_shown, _first_within(turns, budget * _MOST_CHARACTERS_PER_TOKEN))
+    if size(left_out) > budget:
+        alone = size(len(turns))
         room = alone + int(max(0, budget - alone) * _SHARE_AFTER_CUT)
-        while left_out < len(conversation.turns) and count(messages) > room:
-            left_out += 1
-            messages = _messages(system, conversation.turns[left_out:], question, sources)
-    return messages, left_out
+        left_out = bisect_left(range(len(turns)), True, lo=left_out, key=lambda first: size(first) <= room)
+    return _messages(system, turns[left_out:], question, sources), left_out
+
+
+def _first_within(turns: Sequence[Turn], characters: int) -> int:
+    """Return the first of the last turns that have so many characters together, without counting any tokens."""
+    first = len(turns)
+    while first and (characters := characters - len(turns[first - 1].question + turns[first - 1].answer)) > 0:
+        first -= 1
+    return first
 
 
 def _messages(system: str, turns: Sequence[Turn], question: str, sources: Sequence[Source]) -> Messages:

@@ -11,11 +11,12 @@ from typing import Any
 from llma_rag.calls import Call, tool_choice_of
 from llma_rag.conversation import Answering, Chatbot, Conversation, ConversationStore, Turn
 from llma_rag.engine import Engine, RequestOptions
-from llma_rag.evidence import spans_as_data
+from llma_rag.evidence import figures, numbered_spans
 from llma_rag.provenance import Reference
 from llma_rag.replies import ReplyPiece
+from llma_rag.serving.errors import ApiError
 from llma_rag.serving.metrics import Metrics
-from llma_rag.serving.openai_api import ChatMessage, ChatRequest
+from llma_rag.serving.openai_api import ChatMessage, ChatRequest, NamedTool, Usage
 
 
 class ModelAnswer:
@@ -45,7 +46,7 @@ class ModelAnswer:
 
     @property
     def opening(self) -> dict[str, Any]:
-        """Nothing."""
+        """What is known before the first piece: nothing."""
         return {}
 
     @property
@@ -54,10 +55,9 @@ class ModelAnswer:
         return self._call.finish_reason
 
     @property
-    def usage(self) -> tuple[int, int, int]:
-        """Tokens of the prompt, cached ones, and of the answer."""
-        answer = self._call.answer
-        return answer.prompt_tokens, answer.cached_tokens, answer.completion_tokens
+    def usage(self) -> Usage:
+        """How many tokens there were."""
+        return _usage(self._call)
 
     @property
     def evidence(self) -> dict[str, Any]:
@@ -67,16 +67,8 @@ class ModelAnswer:
             {"number": number, "metadata": dict(reference.metadata)}
             for number, reference in enumerate(self._references, start=1)
         ]
-        made["spans"] = [
-            {
-                "start": span["start"],
-                "end": span["end"],
-                "number": span["reference_index"] + 1,
-                "source_start": span["reference_start"],
-                "source_end": span["reference_end"],
-            }
-            for span in spans_as_data(self._call.copied_spans)
-        ]
+        numbers = list(range(1, len(self._references) + 1))
+        made["spans"] = numbered_spans(self._call.copied_spans, numbers)
         return made
 
 
@@ -142,12 +134,9 @@ class DocumentsAnswer:
         return "stop" if self._call is None else self._call.finish_reason
 
     @property
-    def usage(self) -> tuple[int, int, int]:
-        """Tokens of the prompt, cached ones, and of the answer; none where it is refused."""
-        if self._call is None:
-            return 0, 0, 0
-        answer = self._call.answer
-        return answer.prompt_tokens, answer.cached_tokens, answer.completion_tokens
+    def usage(self) -> Usage:
+        """How many tokens there were; none where the answer is a refusal."""
+        return Usage() if self._call is None else _usage(self._call)
 
     @property
     def evidence(self) -> dict[str, Any]:
@@ -159,37 +148,45 @@ class DocumentsAnswer:
 
 def call_evidence(call: Call, *, with_ids: bool) -> dict[str, Any]:
     """Return the figures of a complete call, and its ids where they are wanted."""
-    figures = call.evidence
-    del figures["copied_spans"], figures["model_provider"], figures["finish_reason"]
-    figures["copied_coverage"] = round(call.answer.copied_coverage, 3)
-    return {"figures": figures, **({"token_ids": call.answer.token_ids} if with_ids else {})}
+    made: dict[str, Any] = {"figures": figures(call.answer, call.copied_spans, len(call.content))}
+    return {**made, "token_ids": call.answer.token_ids} if with_ids else made
+
+
+def _usage(call: Call) -> Usage:
+    answer = call.answer
+    return Usage(answer.prompt_tokens, answer.cached_tokens, answer.completion_tokens)
 
 
 def model_call(engine: Engine, request: ChatRequest, max_tokens: int) -> Call:
     """Return the call that a chat request makes.
 
     Raises:
-        ValueError: the request asks for what there is not.
+        ApiError: the request asks for what there is not.
     """
     template_kwargs = request.chat_template_kwargs or {}
     if "chat_template" in template_kwargs:  # a program, which may run for ever
-        raise ValueError("chat_template_kwargs may not set chat_template; the model's own is taken")
+        raise ApiError(400, "chat_template_kwargs may not set chat_template; the model's own is taken")
     options = request.options(max_tokens)
     options["chat_template_kwargs"] = template_kwargs
     tools = request.tool_descriptions
-    choice = tool_choice_of(request.tool_choice, [tool["function"]["name"] for tool in tools])
+    choice = request.tool_choice
+    wanted = choice.function.name if isinstance(choice, NamedTool) else choice
+    try:
+        chosen = tool_choice_of(wanted, [tool["function"]["name"] for tool in tools])
+    except ValueError as error:
+        raise ApiError(400, str(error), param="tool_choice") from error
     messages = [message.as_template_message() for message in request.messages]
-    return Call(engine, messages, options, tools=tools, tool_choice=choice)
+    return Call(engine, messages, options, tools=tools, tool_choice=chosen)
 
 
-def looked_up(
+def prepared(
     bot: Chatbot, request: ChatRequest, conversation: Conversation, question: str, instructions: str
 ) -> tuple[Chatbot, Answering]:
     """Return a chatbot that answers as the request wants it, and the question looked up."""
     given = request.options(bot.settings.max_tokens)
     settings = replace(
         bot.settings,
-        max_tokens=given["max_tokens"] or bot.settings.max_tokens,
+        max_tokens=request.asked_tokens or bot.settings.max_tokens,
         mode=request.mode or bot.settings.mode,
     )
     asked = Chatbot(bot.engine, bot.store, settings)
@@ -204,16 +201,16 @@ def history(messages: Sequence[ChatMessage]) -> tuple[list[Turn], str, str]:
     What an assistant says before the first question is left out.
 
     Raises:
-        ValueError: the last message is not the user's, or there are results of tools.
+        ApiError: the last message is not the user's, or there are results of tools.
     """
     if any(message.role == "tool" for message in messages):
-        raise ValueError("the chatbot over the documents calls no tools; ask the model without documents")
+        raise ApiError(400, "the chatbot over the documents calls no tools; ask the model without documents")
     instructions = "\n\n".join(
         message.text for message in messages if message.role in ("system", "developer")
     )
     spoken = [message for message in messages if message.role in ("user", "assistant")]
     if not spoken or spoken[-1].role != "user":
-        raise ValueError("the last message must be the user's question")
+        raise ApiError(400, "the last message must be the user's question", param="messages")
     turns: list[Turn] = []
     asked: list[str] = []
     for message in spoken:

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from llma_rag.errors import ContextLengthError, DocumentError, LlmaRagError, PromptError
+
+_FAILED = "the server has failed; its log says why"
+_log = logging.getLogger(__name__)
 
 _TYPES = {
     401: "authentication_error",
@@ -15,7 +24,7 @@ _TYPES = {
 
 
 class ApiError(Exception):
-    """What a client did wrong, or has to wait for.
+    """What the client is told instead of an answer.
 
     Args:
         status: of the response.
@@ -43,7 +52,8 @@ class ApiError(Exception):
     @property
     def body(self) -> dict[str, dict[str, str | None]]:
         """The response's body."""
-        return error_body(self.status, str(self), self.code, self.param)
+        kind = "server_error" if self.status >= 500 else _TYPES.get(self.status, "invalid_request_error")
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
     @property
     def response(self) -> JSONResponse:
@@ -51,9 +61,48 @@ class ApiError(Exception):
         return JSONResponse(self.body, self.status, headers=dict(self.headers or {}))
 
 
-def error_body(
-    status: int, message: str, code: str | None = None, param: str | None = None
-) -> dict[str, dict[str, str | None]]:
-    """Return the body of an error's response."""
-    kind = "server_error" if status >= 500 else _TYPES.get(status, "invalid_request_error")
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+def too_big(limit: int) -> ApiError:
+    """Return the error for a body of more than `limit` bytes."""
+    return ApiError(413, f"the request's body may have {limit} bytes at most", code="body_too_large")
+
+
+def not_found(what: str, name: str) -> ApiError:
+    """Return the error for a thing that is not there."""
+    return ApiError(404, f"there is no {what} {name!r}", code=f"{what}_not_found")
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """Return what a client is told of an error; what is no fault of the client's is logged, and not told."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        return ApiError(400, f"{place}: {first['msg']}", code=str(first["type"]), param=place)
+    if isinstance(error, ContextLengthError):
+        return ApiError(400, str(error), code="context_length_exceeded")
+    if isinstance(error, DocumentError | PromptError):
+        return ApiError(400, str(error))
+    _log.error("a request failed", exc_info=error)
+    return ApiError(500, _FAILED)
+
+
+def handle_errors(app: FastAPI, body_limit: Callable[[str], int]) -> None:
+    """Make an application answer errors in OpenAI's form."""
+
+    async def known(_: Request, error: Exception) -> Response:
+        return as_api_error(error).response
+
+    async def unexpected(_: Request, error: Exception) -> Response:
+        return ApiError(500, _FAILED).response  # the server logs it itself
+
+    async def of_http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        if error.status_code == 413:
+            return too_big(body_limit(request.url.path)).response
+        return ApiError(error.status_code, str(error.detail), headers=error.headers).response
+
+    for kind in (ApiError, LlmaRagError, RequestValidationError):
+        app.add_exception_handler(kind, known)
+    app.add_exception_handler(HTTPException, of_http)
+    app.add_exception_handler(Exception, unexpected)

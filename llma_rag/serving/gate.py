@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import math
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -12,10 +13,9 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from llma_rag.serving.errors import ApiError
+from llma_rag.serving.errors import ApiError, too_big
 
 OPEN_PATHS = ("/healthz",)
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _LONGEST_WAIT_S = 60
 
 
@@ -48,11 +48,12 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request in, or answer with the error."""
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
+        if scope["type"] != "http" or path in OPEN_PATHS:
             await self._app(scope, receive, send)
             return
         try:
-            self._check(scope["path"], Headers(scope=scope))
+            self._check(path, Headers(scope=scope))
         except ApiError as error:
             await error.response(scope, receive, send)
         else:
@@ -68,9 +69,9 @@ class Gate:
 
     def _check_site(self, headers: Headers) -> None:
         host = headers.get("host", "")
-        if self._loopback_only and self._api_key is None and _host_name(host) not in _LOOPBACK:
+        if self._loopback_only and self._api_key is None and not _is_this_machine(_host_name(host) or ""):
             raise ApiError(
-                403, f"without an API key the server answers to {', '.join(_LOOPBACK)} only, got {host!r}"
+                403, f"without an API key the server answers to localhost and 127.0.0.1 only, got {host!r}"
             )
         origin = headers.get("origin")
         if origin is not None and not self._may_ask(origin, host):
@@ -96,11 +97,6 @@ class Gate:
             )
 
 
-def too_big(limit: int) -> ApiError:
-    """Return the error for a body of more than `limit` bytes."""
-    return ApiError(413, f"the request's body may have {limit} bytes at most", code="body_too_large")
-
-
 def _host_name(host: str) -> str | None:
     try:
         return urlsplit(f"//{host}").hostname
@@ -108,23 +104,46 @@ def _host_name(host: str) -> str | None:
         return None
 
 
+def _is_this_machine(name: str) -> bool:
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost"
+
+
 class Admission:
     """Bounds how many requests are in work; it is used in the event loop only.
 
     Args:
         most: requests, those that wait for the model included.
-        unfinished: how many the model has not finished; those of clients that have gone count until it is free.
+        unfinished: how many are being prepared or wait for the model; those of clients that have gone count until they
+            are out of the way.
     """
 
     def __init__(self, most: int, unfinished: Callable[[], int]) -> None:
         self._most = most
         self._unfinished = unfinished
-        self._inside = 0
+        self._held = 0
         self._mean_s = 1.0  # that a request takes, of late
 
-    def require_place(self) -> None:
-        """Raise ApiError, status 429, where there is no place left."""
-        waiting = max(self._inside, self._unfinished())
+    @contextmanager
+    def places(self, wanted: int = 1) -> Iterator[None]:
+        """Hold places, one per answer.
+
+        Raises:
+            ApiError: there is no place left; the status is 429.
+        """
+        self._require_place()
+        self._held += wanted
+        entered = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._held -= wanted
+            self._mean_s += 0.2 * (time.perf_counter() - entered - self._mean_s)
+
+    def _require_place(self) -> None:
+        waiting = max(self._held, self._unfinished())
         if waiting >= self._most:
             retry_s = min(max(1, math.ceil(self._mean_s)), _LONGEST_WAIT_S)
             raise ApiError(
@@ -133,15 +152,3 @@ class Admission:
                 code="server_busy",
                 headers={"Retry-After": str(retry_s)},
             )
-
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """Hold a place."""
-        self.require_place()
-        self._inside += 1
-        entered = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._inside -= 1
-            self._mean_s += 0.2 * (time.perf_counter() - entered - self._mean_s)

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from llma_rag.generation import Generation
 
+_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")  # clients may invent others
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
@@ -91,7 +92,7 @@ class Metrics:
 
 
 class CountResponses:
-    """ASGI middleware that counts responses; a path is a route's, so that clients cannot invent any."""
+    """ASGI middleware that counts responses by route and method, of which clients cannot invent any."""
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
         self._app = app
@@ -118,5 +119,5 @@ class CountResponses:
             raise
         finally:
             path = getattr(scope.get("route"), "path", "other")
-            method = scope["method"] if path != "other" else "other"
+            method = scope["method"] if scope["method"] in _METHODS else "other"
             self._metrics.count_response(method, path, status, time.perf_counter() - started)

@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from llma_rag.engine import RequestOptions
 from llma_rag.provenance import Reference
 from llma_rag.replies import ReplyPiece, ToolCall, as_template_call
+from llma_rag.serving.streaming import event
 
 MOST_REFERENCES = 1000
 _MOST_MESSAGES = 10_000
 _MOST_STOP_STRINGS = 16
 _MOST_TOKENS = 2**31
+_MOST_DEPTH = 64  # of a body
+_MOST_NAME = 100  # characters of an unknown parameter that are told
 
 # What asks for nothing but what greedy decoding gives.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -51,6 +54,16 @@ _WITHOUT_EFFECT = {  # on the text, whatever the value
 ShortText = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 
 
+def _depth(data: Any) -> int:
+    """Return how deep lists and objects are nested, as far as it matters."""
+    level, depth = [data], 0
+    while level and depth <= _MOST_DEPTH:
+        depth += 1
+        nested = [one for one in level if isinstance(one, dict | list)]
+        level = [child for one in nested for child in (one.values() if isinstance(one, dict) else one)]
+    return depth
+
+
 def _whole(text: str) -> str:
     try:
         text.encode()
@@ -62,34 +75,41 @@ def _whole(text: str) -> str:
 UnicodeText = Annotated[str, AfterValidator(_whole)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class TextPart(_Strict):
-    """A part of a message's content."""
+class TextPart(BaseModel):
+    """A part of a message's content; here as in all of a message, fields that clients add are not read."""
 
     type: Literal["text"]
     text: str
 
 
-class FunctionCall(_Strict):
+class FunctionCall(BaseModel):
     """What an earlier answer called: a tool, with its arguments as JSON."""
 
     name: str
     arguments: str
 
 
-class MessageToolCall(_Strict):
+class MessageToolCall(BaseModel):
     """A call of a tool in an earlier answer."""
 
     id: str
     type: Literal["function"] = "function"
     function: FunctionCall
 
+    def as_template_call(self) -> dict[str, Any]:
+        """Return it as chat templates want it; arguments that the model had not written well stay a string."""
+        try:
+            arguments = json.loads(self.function.arguments or "{}")
+        except ValueError:
+            arguments = None
+        if not isinstance(arguments, dict):
+            function = {"name": self.function.name, "arguments": self.function.arguments}
+            return {"id": self.id, "type": "function", "function": function}
+        return as_template_call(self.function.name, arguments, self.id)
+
 
 class ChatMessage(BaseModel):
-    """A message; fields of other servers' answers, such as `refusal`, may be there and are not read."""
+    """A message."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
@@ -115,26 +135,14 @@ class ChatMessage(BaseModel):
             if getattr(self, name) is not None:
                 made[name] = getattr(self, name)
         if self.tool_calls:
-            made["tool_calls"] = [
-                as_template_call(call.function.name, _arguments(call.function), call.id)
-                for call in self.tool_calls
-            ]
+            made["tool_calls"] = [call.as_template_call() for call in self.tool_calls]
         return made
 
 
-def _arguments(function: FunctionCall) -> dict[str, Any]:
-    try:
-        arguments = json.loads(function.arguments or "{}")
-    except ValueError:
-        arguments = None
-    if not isinstance(arguments, dict):
-        raise ValueError(f"the arguments of a call of {function.name!r} must be a JSON object")
-    return arguments
-
-
-class ReferenceField(_Strict):
+class ReferenceField(BaseModel):
     """A text that the answer may copy from, with what identifies it."""
 
+    model_config = ConfigDict(extra="forbid")
     text: str
     metadata: dict[str, Any] = Field(default_factory=dict)
 
@@ -146,17 +154,30 @@ class ToolFunction(BaseModel):
     name: Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 
-class Tool(_Strict):
+class Tool(BaseModel):
     """A tool that the model may call."""
 
     type: Literal["function"]
     function: ToolFunction
 
 
-class StreamOptions(BaseModel):
-    """What a stream ends with; other options change nothing that is sent."""
+class ToolName(BaseModel):
+    """The tool that must be called."""
 
-    include_usage: bool = False
+    name: str
+
+
+class NamedTool(BaseModel):
+    """The choice of one tool."""
+
+    type: Literal["function"]
+    function: ToolName
+
+
+class StreamOptions(BaseModel):
+    """How to stream; options beside this one change nothing that is sent."""
+
+    include_usage: bool | None = None
 
 
 class GenerationRequest(BaseModel):
@@ -172,7 +193,7 @@ class GenerationRequest(BaseModel):
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
     model: str
-    stream: bool = False
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = Field(default=None, ge=1, le=_MOST_TOKENS)
     stop: ShortText | Annotated[list[ShortText], Field(max_length=_MOST_STOP_STRINGS)] | None = None
@@ -189,9 +210,11 @@ class GenerationRequest(BaseModel):
     @classmethod
     def _require_json(cls, data: Any) -> Any:
         """Refuse what Python reads as JSON but cannot write: half characters, numbers that are none, endless nesting."""
+        if _depth(data) > _MOST_DEPTH:
+            raise ValueError(f"the body may be nested {_MOST_DEPTH} levels deep at most")
         try:
             json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
-        except (TypeError, ValueError, RecursionError) as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"the body is no JSON in UTF-8: {error}") from None
         return data
 
@@ -199,7 +222,7 @@ class GenerationRequest(BaseModel):
         """Return the parameters that ask for something other than greedy decoding, or for something unknown."""
         asked = {**(self.model_extra or {}), "temperature": self.temperature}
         return sorted(
-            name
+            name[:_MOST_NAME]
             for name, value in asked.items()
             if value is not None and name not in _WITHOUT_EFFECT and value not in _NEUTRAL.get(name, ())
         )
@@ -243,7 +266,7 @@ class ChatRequest(GenerationRequest):
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=_MOST_MESSAGES)]
     max_completion_tokens: int | None = Field(default=None, ge=1, le=_MOST_TOKENS)
     tools: Annotated[list[Tool], Field(max_length=1000)] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     conversation: str | None = None
     mode: Literal["query", "chat"] | None = None
@@ -270,6 +293,14 @@ class CompletionRequest(GenerationRequest):
         return [self.prompt] if isinstance(self.prompt, str) else self.prompt
 
 
+class Usage(NamedTuple):
+    """Tokens of a prompt, those of them that were known from earlier prompts, and tokens of the answer."""
+
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
+
+
 class Answer(Protocol):
     """An answer that is on its way; all but `pieces` and `opening` is there after the last piece."""
 
@@ -288,8 +319,8 @@ class Answer(Protocol):
         ...
 
     @property
-    def usage(self) -> tuple[int, int, int]:
-        """Tokens of the prompt, those of them that were known from earlier prompts, and tokens of the answer."""
+    def usage(self) -> Usage:
+        """How many tokens there were."""
         ...
 
     @property
@@ -298,7 +329,7 @@ class Answer(Protocol):
         ...
 
 
-class Wire:
+class ResponseWriter:
     """Responses to one request, whole or as events.
 
     Args:
@@ -416,11 +447,6 @@ class Wire:
         }
 
 
-def event(data: Mapping[str, Any]) -> str:
-    """Return data as a server-sent event."""
-    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
-
-
 def _call(call: ToolCall) -> dict[str, Any]:
-    arguments = call.raw if call.arguments is None else json.dumps(call.arguments, ensure_ascii=False)
-    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}
+    function = {"name": call.name, "arguments": call.arguments_text}
+    return {"id": call.id, "type": "function", "function": function}

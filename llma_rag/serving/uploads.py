@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from llma_rag.closing import Closing
-from llma_rag.errors import DocumentError, LlmaRagError
-from llma_rag.files import write_atomically
+from llma_rag.errors import DocumentError
+from llma_rag.files import TEMPORARY, write_atomically
 from llma_rag.retrieval import DocumentStore, index_documents
 from llma_rag.retrieval.indexing import IndexProgress
 from llma_rag.retrieval.reading import MAX_FILE_BYTES, SUFFIXES
@@ -21,6 +21,7 @@ from llma_rag.retrieval.reading import MAX_FILE_BYTES, SUFFIXES
 _log = logging.getLogger(__name__)
 _MOST_NAME_BYTES = 200
 _PIECE_BYTES = 2**20
+_CLOSING_S = 10
 
 State = Literal["waiting", "indexing", "indexed", "failed"]
 
@@ -70,7 +71,7 @@ class Uploads(Closing):
         self._indexing: Path | None = None
         self._embedded = 0  # passages of it
         self._failures: dict[Path, str] = {}
-        for left in self._folder.glob(".*"):
+        for left in self._folder.glob(f".*{TEMPORARY}"):
             left.unlink()  # an upload was interrupted
         self._mark({*self._files(), *(path for path in map(Path, store.sources) if self._is_uploaded(path))})
         self._thread = threading.Thread(target=self._run, name="indexing", daemon=True)
@@ -127,7 +128,7 @@ class Uploads(Closing):
         with self._changed:
             self._closing = True
             self._changed.notify()
-        self._thread.join()
+        self._thread.join(_CLOSING_S)  # reading a long document cannot be interrupted, and need not end
 
     # -- the thread -----------------------------------------------------------------------------------
 
@@ -139,8 +140,9 @@ class Uploads(Closing):
             except _StoppedError:
                 return
             except Exception as error:  # the next document may do; clients see what is wrong
-                _log.exception("%s could not be indexed", path)
-                failure = _told(error)
+                if self._closing:
+                    return
+                failure = _reason(error)
             with self._changed:
                 self._indexing = None
                 self._failures.pop(path, None)
@@ -203,7 +205,7 @@ class Uploads(Closing):
         return path.parent == self._folder
 
     def _files(self) -> list[Path]:
-        return [path for path in self._folder.iterdir() if not path.name.startswith(".")]
+        return [path for path in self._folder.iterdir() if path.is_file() and _is_document_name(path.name)]
 
 
 class _StoppedError(Exception):
@@ -213,6 +215,14 @@ class _StoppedError(Exception):
 def document_id(source: str) -> str:
     """Return what clients call a document."""
     return "doc-" + hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()[:24]
+
+
+def _is_document_name(name: str) -> bool:
+    try:
+        checked_name(name)
+    except DocumentError:
+        return False
+    return True
 
 
 def checked_name(name: str) -> str:
@@ -245,9 +255,9 @@ def _pieces(content: BinaryIO, name: str) -> Iterator[bytes]:
         yield piece
 
 
-def _told(error: Exception) -> str:
+def _reason(error: Exception) -> str:
+    """Return what clients are told of an error; all of it goes into the log."""
+    _log.error("a document could not be indexed", exc_info=error)
     return (
-        str(error)
-        if isinstance(error, LlmaRagError | OSError)
-        else "the server could not index it; see its log"
+        str(error) if isinstance(error, DocumentError) else "the server could not index it; its log says why"
     )
