@@ -61,6 +61,20 @@ def test_an_answer_comes_with_its_sources_and_copied_words(store):
     assert answered.figures["forward_passes"] < answered.figures["completion_tokens"]
 
 
+def test_only_passages_that_are_similar_enough_are_shown(store):
+    engine = scripted_engine("Yes.")
+    question = "When is the northern pier closed?"
+    found = {hit.text: hit.similarity for hit in store.search(question, 3)}
+    floor = sorted(found.values())[1]
+    sources = (
+        Chatbot(engine, store, ChatSettings(min_similarity=floor)).ask(Conversation("c"), question).sources
+    )
+    assert {one.text for one in sources} == {
+        text for text, similarity in found.items() if similarity >= floor
+    }
+    assert len(sources) == 2
+
+
 def test_reasoning_is_no_part_of_the_answer(store):
     engine = scripted_engine(f"<think>\nLet me see.\n</think>\n\n{PASSAGES[0]}", real_template("qwen3"))
     answered = Chatbot(engine, store, ChatSettings(min_similarity=0)).ask(Conversation("c"), "When?")

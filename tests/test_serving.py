@@ -203,6 +203,29 @@ def test_nulls_are_as_if_nothing_was_said(served):
     assert answer["llma_rag"]["ignored"] == []
 
 
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (b'{"model": }', "no JSON: Expecting value at character 10"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "Input should be 'text'"),
+        ({"references": [{"txt": "x"}], "messages": asked()}, "ReferenceField.t"),
+    ],
+)
+def test_what_is_wrong_with_a_body_is_told(served, body, told):
+    content = body if isinstance(body, bytes) else json.dumps({"model": "scripted", **body})
+    response = served.http.post(
+        "/v1/chat/completions", content=content, headers={"Content-Type": "application/json"}
+    )
+    assert (response.status_code, told in response.json()["error"]["message"]) == (400, True), response.text
+    bare = served.http.post("/v1/chat/completions", content=content)
+    assert "header `Content-Type: application/json`" in bare.json()["error"]["message"]
+
+
+def test_a_wrong_path_is_told_where_the_api_is(served):
+    response = served.http.post("/chat/completions", json={})
+    assert (response.status_code, "below /v1" in response.json()["error"]["message"]) == (404, True)
+
+
 def test_the_application_answers_without_a_server(served):
     transport = httpx.ASGITransport(served.app)
 
@@ -267,6 +290,8 @@ def test_the_chatbot_answers_from_the_documents(served):
     (span,) = told["spans"]
     named = next(source for source in told["sources"] if source["number"] == span["number"])
     assert named["text"] == PIER
+    listed = served.http.get("/v1/documents").json()["data"]
+    assert named["document"] in [document["id"] for document in listed]
     assert told["figures"]["forward_passes"] < answer["usage"]["completion_tokens"]
 
 
@@ -317,6 +342,7 @@ def test_what_the_chatbot_cannot_take_is_told(served, more, told):
 
 
 def test_a_conversation_is_kept_turn_by_turn(served):
+    assert served.http.post("/v1/conversations").status_code == 201
     begun = served.http.post("/v1/conversations", json={"title": "Piers"}).json()
     for stream in (False, True):
         response = served.chat("When is the pier closed?", DOCUMENTS, conversation=begun["id"], stream=stream)
@@ -497,6 +523,8 @@ def test_an_error_within_a_stream_is_its_last_event(served, monkeypatch):
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="queue must be at least 1, got 0"):
         ServerSettings(queue=0)
+    with pytest.raises(ValueError, match="an origin begins with http"):
+        ServerSettings(origins=("example.com",))
     for key in ("", " ", "key "):
         with pytest.raises(ValueError, match="API key must not be empty"):
             ServerSettings(api_key=key)

@@ -57,6 +57,12 @@ def test_what_is_wrong_with_the_arguments_is_told_before_anything_is_loaded(caps
     assert (code, "cannot listen at no.such.host.invalid" in told) == (2, True)
 
 
+def test_a_key_that_is_empty_opens_nothing(capsys, monkeypatch):
+    monkeypatch.setenv("LLMA_RAG_API_KEY", "")
+    code, _, told = run(capsys, "serve", "--demo")
+    assert (code, "API key must not be empty" in told) == (2, True)
+
+
 @pytest.mark.model
 def test_the_demo_serves_openais_and_langchains_clients():
     with served_process("--demo", "--api-key", "secret") as (process, url):

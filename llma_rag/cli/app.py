@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -44,6 +45,7 @@ Store = Annotated[Path, typer.Option(help="The folder of the document store.")]
 StoreFolder = Annotated[Path, typer.Argument(help="The folder of the document store.")]
 
 DEMO_MODEL = "smollm2-135m"
+_API_KEY = "LLMA_RAG_API_KEY"
 
 
 class Search(StrEnum):
@@ -185,7 +187,7 @@ def serve(
     api_key: Annotated[
         str | None,
         typer.Option(
-            envvar="LLMA_RAG_API_KEY",
+            envvar=_API_KEY,
             help="What requests must carry; others see an option in the list of processes, so prefer the variable.",
         ),
     ] = None,
@@ -229,7 +231,11 @@ def serve(
         search=search.value,
         max_tokens=max_tokens,
     )
-    settings = ServerSettings(api_key=api_key, origins=tuple(cors_origin or ()), strict=strict, queue=queue)
+    key = os.environ.get(_API_KEY) if api_key is None else api_key  # an empty one must not open the server
+    try:
+        settings = ServerSettings(api_key=key, origins=tuple(cors_origin or ()), strict=strict, queue=queue)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     run_serve(store, model, dtype, width, host, port, conversations, chat_settings, settings)
 
 

@@ -11,7 +11,15 @@ from rich.live import Live
 from rich.text import Text
 
 from llma_rag.calls import Call
-from llma_rag.cli.printing import console, copied_style, load_engine, printable, shown_path, status_console
+from llma_rag.cli.printing import (
+    console,
+    copied_style,
+    load_engine,
+    printable,
+    require_writable,
+    shown_path,
+    status_console,
+)
 from llma_rag.conversation import (
     Answering,
     Chatbot,
@@ -197,6 +205,7 @@ class _Terminal:
         if not argument:
             raise DataError("say where: /save FILE")
         path = Path(argument).expanduser()
+        require_writable(path)
         turns = self._conversation.turns if self._conversation else []
         write_atomically(path, _markdown(turns).encode())
         console.print(printable(f"{len(turns)} turns are in {path}."))

@@ -30,7 +30,7 @@ class ChatSettings:
     Attributes:
         mode: `query` refuses where no passage is relevant, `chat` lets the model answer freely, with a mark.
         passages: most passages per question.
-        min_similarity: of a passage to the question, -1 to 1; without one the documents do not answer it.
+        min_similarity: of a passage to the question, -1 to 1, for it to be shown; without one the documents do not answer.
         condensing: how a follow-up question is made to stand alone.
         search: how passages are found.
         max_tokens: most tokens of an answer.
@@ -187,11 +187,10 @@ class Chatbot:
         return standalone_question(question, conversation.turns)
 
     def _relevant(self, query: str) -> list[Hit]:
-        """Return passages for a query; none unless one of them is similar enough."""
+        """Return the passages for a query that are similar enough; where words are searched, all."""
         hits = self.store.search(query, self.settings.passages, mode=self.settings.search)
         floor = self.settings.min_similarity
-        is_relevant = any(hit.similarity is None or hit.similarity >= floor for hit in hits)
-        return hits if is_relevant else []
+        return [hit for hit in hits if hit.similarity is None or hit.similarity >= floor]
 
 
 def _numbered(hits: list[Hit], numbers: Mapping[str, int]) -> list[Source]:

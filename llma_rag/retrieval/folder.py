@@ -80,8 +80,8 @@ class StoreFolder:
                     "open this one for reading"
                 ) from None
             raise StoreError(
-                f"another process has the store {self.path} open for writing; try again later, or open it for "
-                "reading"
+                f"another process has the store {self.path} open for writing; end it, or wait for it; a server takes "
+                "documents itself; or open the store for reading"
             ) from None
         except OSError as error:
             raise StoreError(f"the store {self.path} cannot be written: {error.strerror}") from error

@@ -6,10 +6,11 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from llma_rag.calls import Call, tool_choice_of
-from llma_rag.conversation import Answering, Chatbot, Conversation, ConversationStore, Turn
+from llma_rag.conversation import Answering, Chatbot, Conversation, ConversationStore, Source, Turn
 from llma_rag.engine import Engine, RequestOptions
 from llma_rag.evidence import figures, numbered_spans
 from llma_rag.provenance import Reference
@@ -17,6 +18,7 @@ from llma_rag.replies import ReplyPiece
 from llma_rag.serving.errors import ApiError
 from llma_rag.serving.metrics import Metrics
 from llma_rag.serving.openai_api import ChatMessage, ChatRequest, NamedTool, Usage
+from llma_rag.serving.uploads import document_id
 
 
 class ModelAnswer:
@@ -123,7 +125,7 @@ class DocumentsAnswer:
         return {
             "basis": answering.basis,
             "query": answering.query,
-            "sources": [asdict(source) for source in answering.sources],
+            "sources": [source_json(source) for source in answering.sources],
             "left_out_turns": answering.left_out,
             "conversation": self._conversation.id or None,
         }
@@ -144,6 +146,14 @@ class DocumentsAnswer:
         made = {"figures": {}} if self._call is None else call_evidence(self._call, with_ids=self._with_ids)
         spans = [] if self._turn is None else [dict(span) for span in self._turn.spans]
         return {**made, **self.opening, "spans": spans}
+
+
+def source_json(source: Source) -> dict[str, Any]:
+    """Return a passage as clients see it: with the name and the id of its document, not with a path of the server."""
+    data = {**asdict(source), "source": Path(source.source).name, "document": document_id(source.source)}
+    if source.similarity is not None:
+        data["similarity"] = round(source.similarity, 3)
+    return data
 
 
 def call_evidence(call: Call, *, with_ids: bool) -> dict[str, Any]:

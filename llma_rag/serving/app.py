@@ -9,7 +9,7 @@ from fastapi import APIRouter, FastAPI, Request, UploadFile
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import Response
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from llma_rag import __version__
 from llma_rag.conversation import ChatSettings, ConversationStore
@@ -17,10 +17,11 @@ from llma_rag.conversation.keeping import ConversationSummary
 from llma_rag.engine import Engine
 from llma_rag.retrieval import DocumentStore
 from llma_rag.retrieval.reading import MAX_FILE_BYTES
+from llma_rag.serving.answers import source_json
 from llma_rag.serving.errors import handle_errors, not_found
 from llma_rag.serving.gate import Gate
 from llma_rag.serving.metrics import CountResponses
-from llma_rag.serving.openai_api import ChatRequest, CompletionRequest, UnicodeText
+from llma_rag.serving.openai_api import Body, ChatRequest, CompletionRequest
 from llma_rag.serving.service import ServerSettings, Service
 from llma_rag.serving.uploads import Uploads
 
@@ -86,11 +87,11 @@ def create_app(
     return app
 
 
-class NewConversation(BaseModel):
+class NewConversation(Body):
     """The body that begins a conversation."""
 
     model_config = ConfigDict(extra="forbid")
-    title: UnicodeText = Field(default="", max_length=1000)
+    title: str = Field(default="", max_length=1000)
 
 
 def _routes(service: Service) -> APIRouter:
@@ -159,16 +160,19 @@ def _routes(service: Service) -> APIRouter:
         return {"object": "list", "data": [_listed(one) for one in kept]}
 
     @router.post("/v1/conversations", status_code=201)
-    def begin_conversation(body: NewConversation) -> dict[str, Any]:
-        """Begin a conversation."""
-        begun = service.conversations.begin(body.title, service.about)
-        return {"id": begun.id, "object": "conversation", "title": body.title}
+    def begin_conversation(body: NewConversation | None = None) -> dict[str, Any]:
+        """Begin a conversation; without a title, its first question will be one."""
+        title = body.title if body else ""
+        begun = service.conversations.begin(title, service.about)
+        return {"id": begun.id, "object": "conversation", "title": title}
 
     @router.get("/v1/conversations/{conversation}")
     def conversation(conversation: str) -> dict[str, Any]:
         """Return a conversation with its turns."""
         found = service.conversation(conversation)
         turns = [turn.to_json() for turn in found.turns]
+        for turn, kept in zip(turns, found.turns, strict=True):
+            turn["sources"] = [source_json(source) for source in kept.sources]
         return {"id": found.id, "object": "conversation", "turns": turns}
 
     @router.delete("/v1/conversations/{conversation}")

@@ -76,9 +76,15 @@ def as_api_error(error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, RequestValidationError):
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        return ApiError(400, f"{place}: {first['msg']}", code=str(first["type"]), param=place)
+        deepest = max(
+            error.errors(), key=lambda one: len(one["loc"])
+        )  # of the forms there are, it was meant to be that
+        place = ".".join(str(part) for part in deepest["loc"])
+        if deepest["type"] == "json_invalid":
+            return ApiError(
+                400, f"the body is no JSON: {deepest['ctx']['error']} at character {deepest['loc'][-1]}"
+            )
+        return ApiError(400, f"{place}: {deepest['msg']}", code=str(deepest["type"]), param=place)
     if isinstance(error, ContextLengthError):
         return ApiError(400, str(error), code="context_length_exceeded")
     if isinstance(error, DocumentError | PromptError):
@@ -100,6 +106,11 @@ def handle_errors(app: FastAPI, body_limit: Callable[[str], int]) -> None:
         assert isinstance(error, HTTPException)
         if error.status_code == 413:
             return too_big(body_limit(request.url.path)).response
+        if error.status_code == 404:
+            return ApiError(
+                404,
+                f"there is nothing at {request.url.path!r}; the API is below /v1, and /openapi.json describes it",
+            ).response
         return ApiError(error.status_code, str(error.detail), headers=error.headers).response
 
     for kind in (ApiError, LlmaRagError, RequestValidationError):

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from llma_rag.engine import RequestOptions
 from llma_rag.provenance import Reference
@@ -62,17 +62,6 @@ def _depth(data: Any) -> int:
         nested = [one for one in level if isinstance(one, dict | list)]
         level = [child for one in nested for child in (one.values() if isinstance(one, dict) else one)]
     return depth
-
-
-def _whole(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("half a surrogate pair is no character") from None
-    return text
-
-
-UnicodeText = Annotated[str, AfterValidator(_whole)]
 
 
 class TextPart(BaseModel):
@@ -180,7 +169,25 @@ class StreamOptions(BaseModel):
     include_usage: bool | None = None
 
 
-class GenerationRequest(BaseModel):
+class Body(BaseModel):
+    """A request's body: JSON that can be written again."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _require_json(cls, data: Any) -> Any:
+        """Refuse what Python reads as JSON but cannot write: half characters, numbers that are none, endless nesting."""
+        if isinstance(data, bytes):
+            raise ValueError("send the body as JSON, with the header `Content-Type: application/json`")
+        if _depth(data) > _MOST_DEPTH:
+            raise ValueError(f"the body may be nested {_MOST_DEPTH} levels deep at most")
+        try:
+            json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"the body is no JSON in UTF-8: {error}") from None
+        return data
+
+
+class GenerationRequest(Body):
     """What requests for answers have in common; a parameter that is not here is named in the response.
 
     Attributes:
@@ -205,18 +212,6 @@ class GenerationRequest(BaseModel):
     no_repeat_ngram_size: int | None = Field(default=None, ge=0, le=1000)
     min_tokens: int | None = Field(default=None, ge=0, le=_MOST_TOKENS)
     bad_words: Annotated[list[ShortText], Field(max_length=1000)] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _require_json(cls, data: Any) -> Any:
-        """Refuse what Python reads as JSON but cannot write: half characters, numbers that are none, endless nesting."""
-        if _depth(data) > _MOST_DEPTH:
-            raise ValueError(f"the body may be nested {_MOST_DEPTH} levels deep at most")
-        try:
-            json.dumps(data, ensure_ascii=False, allow_nan=False).encode()
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"the body is no JSON in UTF-8: {error}") from None
-        return data
 
     def ignored(self) -> list[str]:
         """Return the parameters that ask for something other than greedy decoding, or for something unknown."""

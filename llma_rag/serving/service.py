@@ -74,6 +74,9 @@ class ServerSettings:
         for name in ("queue", "body_bytes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for origin in self.origins:
+            if origin != "*" and not origin.startswith(("http://", "https://")):
+                raise ValueError(f"an origin begins with http:// or https://, got {origin!r}")
         if self.api_key is not None and (not self.api_key or self.api_key != self.api_key.strip()):
             raise ValueError(
                 "the API key must not be empty, nor begin or end with white space; give another, or none"
@@ -310,8 +313,8 @@ class Service:
         if ignored and self._is_strict:
             raise ApiError(
                 400,
-                f"decoding is greedy and {', '.join(ignored)} would have no effect; leave it out, or start the server "
-                "without --strict",
+                f"{', '.join(ignored)} would have no effect: decoding is greedy, and what is not in the description of the "
+                "API is not known; leave it out, or start the server without --strict",
                 code="unsupported_parameter",
                 param=ignored[0],
             )

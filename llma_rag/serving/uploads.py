@@ -33,7 +33,7 @@ class DocumentState:
     Attributes:
         id: made from `source`.
         name: of the file.
-        source: where it is.
+        source: where it is; clients are not told.
         state: `waiting` to be indexed, `indexing`, `indexed`, or `failed` for the reason in `error`.
         passages: of it in the store.
         uploaded: whether it was sent to the server; deleting it deletes the file.
@@ -49,8 +49,10 @@ class DocumentState:
     error: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as data."""
-        return {"object": "document", **asdict(self)}
+        """Return it as data, without the path."""
+        data = asdict(self)
+        del data["source"]
+        return {"object": "document", **data}
 
 
 class Uploads(Closing):
