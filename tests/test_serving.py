@@ -354,6 +354,10 @@ def test_a_conversation_is_kept_turn_by_turn(served):
     listed = served.http.get("/v1/conversations").json()["data"]
     assert listed[0]["id"] == begun["id"]
     assert (listed[0]["title"], listed[0]["turns"]) == ("Piers", 2)
+    renamed = served.http.patch(f"/v1/conversations/{begun['id']}", json={"title": "The pier"})
+    assert renamed.json()["title"] == "The pier"
+    assert served.http.get("/v1/conversations").json()["data"][0]["title"] == "The pier"
+    assert served.http.patch("/v1/conversations/none", json={"title": "x"}).status_code == 404
     twice = [*asked(), {"role": "assistant", "content": "No."}, *asked()]
     assert "new question only" in served.chat(twice, DOCUMENTS, conversation=begun["id"]).text
     assert "goes with the model" in served.chat("When?", conversation=begun["id"]).text

@@ -34,13 +34,17 @@ def with_key(key, scheme="Bearer"):
     return {"Authorization": f"{scheme} {key}".encode()}
 
 
-def test_all_but_health_needs_the_key(locked):
-    assert locked.http.get("/healthz").status_code == 200
+def test_all_but_health_and_the_pages_files_needs_the_key(locked):
+    for path in ("/healthz", "/", "/page/main.js"):
+        assert locked.http.get(path).status_code == 200
+    assert "script-src 'self'" in locked.http.get("/").headers["content-security-policy"]
+    assert locked.http.get("/page/../app.py").status_code == 401
+    assert locked.http.get("/page/%2e%2e/app.py").status_code == 404
     for route in locked.app.openapi()["paths"]:
         path = route.format(model="scripted", document="x", conversation="x")
         if path != "/healthz":
             assert locked.http.get(path).status_code == 401, path
-    for path in ("/openapi.json", "/docs", "/nowhere", "//healthz", "/healthz/", "/healthz/../metrics"):
+    for path in ("/openapi.json", "/docs", "/nowhere", "/healthz/", "/healthz/../metrics"):
         assert locked.http.get(path).status_code == 401, path
 
 

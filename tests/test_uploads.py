@@ -196,6 +196,15 @@ def test_clients_upload_list_and_delete_over_http(tmp_path):
         answer = served.chat("When does the ferry leave?", "scripted+documents").json()
         assert "The ferry leaves at nine." in [one["text"] for one in answer["llma_rag"]["sources"]]
         assert served.metric("llma_rag_passages") == 3
+        text = served.http.get(f"{path}/text").json()
+        assert text["pages"] == [{"page": None, "text": "The ferry leaves at nine."}]
+        source = next(one for one in answer["llma_rag"]["sources"] if one["document"] == found["id"])
+        assert text["pages"][0]["text"][source["start"] : source["end"]] == source["text"]
+        assert (
+            served.http.get(f"/v1/documents/{document_id('pier.txt')}/text").json()["pages"][0]["text"]
+            == PIER
+        )
+        assert served.http.get("/v1/documents/none/text").status_code == 404
         assert served.http.delete(path).json() == {"id": found["id"], "object": "document", "deleted": True}
         assert served.http.get(path).status_code == 404
         assert served.metric("llma_rag_passages") == 2

@@ -23,7 +23,14 @@ from llma_rag.cli.printing import (
 from llma_rag.engine import Engine
 from llma_rag.generation import Generation
 from llma_rag.prompts import quoting_prompt
-from llma_rag.retrieval import DocumentStore, Hit, default_embedder, read_documents, split_documents
+from llma_rag.retrieval import (
+    DocumentStore,
+    Hit,
+    StoredDocument,
+    default_embedder,
+    read_documents,
+    split_documents,
+)
 
 _PASSAGES = 2
 
@@ -81,7 +88,12 @@ def packaged_store() -> DocumentStore:
     embedder = default_embedder()
     store = DocumentStore(embedder)
     with status_console.status("Embedding the packaged documents"):
-        store.add(split_documents(documents, embedder.count_tokens))
+        for document in documents:
+            chunks = split_documents([document], embedder.count_tokens)
+            stored = StoredDocument(document.source, "packaged", len(chunks))
+            store.put_document(
+                stored, [document], chunks, embedder.embed([one.embedded_text for one in chunks])
+            )
     console.print(f"{len(documents)} documents, {len(store)} passages indexed")
     return store
 

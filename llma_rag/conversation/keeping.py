@@ -125,6 +125,15 @@ class ConversationStore(Closing):
             ).fetchall()
         return [ConversationSummary(*row) for row in rows]
 
+    def rename(self, conversation_id: str, title: str, about: str | None = None) -> bool:
+        """Give a conversation another title, if it is about these documents; return whether there was one."""
+        with self._access() as database:
+            renamed = database.execute(
+                "UPDATE conversations SET title = ? WHERE id = ? AND about = coalesce(?, about)",
+                (title, conversation_id, about),
+            )
+            return renamed.rowcount > 0
+
     def delete(self, conversation_id: str, about: str | None = None) -> bool:
         """Forget a conversation, if it is about these documents; return whether there was one."""
         with self._access() as database:

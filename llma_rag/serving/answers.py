@@ -13,7 +13,7 @@ from llma_rag.calls import Call, tool_choice_of
 from llma_rag.conversation import Answering, Chatbot, Conversation, ConversationStore, Source, Turn
 from llma_rag.engine import Engine, RequestOptions
 from llma_rag.evidence import figures, numbered_spans
-from llma_rag.provenance import Reference
+from llma_rag.provenance import Reference, copied_spans
 from llma_rag.replies import ReplyPiece
 from llma_rag.serving.errors import ApiError
 from llma_rag.serving.metrics import Metrics
@@ -49,6 +49,11 @@ class ModelAnswer:
     @property
     def opening(self) -> dict[str, Any]:
         """What is known before the first piece: nothing."""
+        return {}
+
+    @property
+    def spans_so_far(self) -> dict[str, Any]:
+        """Nothing: references may be long."""
         return {}
 
     @property
@@ -129,6 +134,16 @@ class DocumentsAnswer:
             "left_out_turns": answering.left_out,
             "conversation": self._conversation.id or None,
         }
+
+    @property
+    def spans_so_far(self) -> dict[str, Any]:
+        """The copied spans of the pieces so far."""
+        if self._call is None:
+            return {}
+        sources = self._answering.sources
+        found = copied_spans(self._call.content, [Reference(source.text) for source in sources])
+        numbers = [source.number for source in sources]
+        return {"spans": numbered_spans(found, numbers, len(self._answering.opening))}
 
     @property
     def finish_reason(self) -> str:

@@ -24,6 +24,7 @@ from llma_rag.serving.metrics import CountResponses
 from llma_rag.serving.openai_api import Body, ChatRequest, CompletionRequest
 from llma_rag.serving.service import ServerSettings, Service
 from llma_rag.serving.uploads import Uploads
+from llma_rag.serving.web_page import WithHeaders, page_routes
 
 _DOCUMENTS_PATH = "/v1/documents"
 _MOST_UPLOAD_BYTES = MAX_FILE_BYTES + 2**16  # the form around the file included
@@ -67,6 +68,7 @@ def create_app(
     )
     app.state.stop_answers = service.stop_answers
     app.include_router(_routes(service), max_body_size=settings.body_bytes)
+    app.router.routes.extend(page_routes())
     app.add_middleware(
         Gate,
         api_key=settings.api_key,
@@ -82,13 +84,14 @@ def create_app(
             allow_headers=["*"],
             expose_headers=["Retry-After"],
         )
+    app.add_middleware(WithHeaders)
     app.add_middleware(CountResponses, metrics=service.metrics)
     handle_errors(app, body_limit)
     return app
 
 
 class NewConversation(Body):
-    """The body that begins a conversation."""
+    """The body that begins or renames a conversation."""
 
     model_config = ConfigDict(extra="forbid")
     title: str = Field(default="", max_length=1000)
@@ -146,6 +149,15 @@ def _routes(service: Service) -> APIRouter:
             raise not_found("document", document)
         return found.to_json()
 
+    @router.get(_DOCUMENTS_PATH + "/{document}/text")
+    def document_text(document: str) -> dict[str, Any]:
+        """Return a document's text page by page; the places of passages are characters of their page."""
+        pages = service.uploads.pages(document)
+        if pages is None:
+            raise not_found("document", document)
+        listed = [{"page": page.page, "text": page.text} for page in pages]
+        return {"id": document, "object": "document.text", "pages": listed}
+
     @router.delete(_DOCUMENTS_PATH + "/{document}")
     def delete_document(document: str) -> dict[str, Any]:
         """Take a document out of the store; one that was uploaded is deleted."""
@@ -174,6 +186,13 @@ def _routes(service: Service) -> APIRouter:
         for turn, kept in zip(turns, found.turns, strict=True):
             turn["sources"] = [source_json(source) for source in kept.sources]
         return {"id": found.id, "object": "conversation", "turns": turns}
+
+    @router.patch("/v1/conversations/{conversation}")
+    def rename_conversation(conversation: str, body: NewConversation) -> dict[str, Any]:
+        """Give a conversation another title."""
+        if not service.conversations.rename(conversation, body.title, service.about):
+            raise not_found("conversation", conversation)
+        return {"id": conversation, "object": "conversation", "title": body.title}
 
     @router.delete("/v1/conversations/{conversation}")
     def delete_conversation(conversation: str) -> dict[str, Any]:

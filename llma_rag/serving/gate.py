@@ -15,7 +15,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from llma_rag.serving.errors import ApiError, too_big
 
-OPEN_PATHS = ("/healthz",)
+_OPEN = ("/", "/healthz")  # the page asks for the key itself
+_OPEN_BELOW = "/page/"
 _LONGEST_WAIT_S = 60
 
 
@@ -49,7 +50,7 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request in, or answer with the error."""
         path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
-        if scope["type"] != "http" or path in OPEN_PATHS:
+        if scope["type"] != "http" or path in _OPEN or path.startswith(_OPEN_BELOW):
             await self._app(scope, receive, send)
             return
         try:

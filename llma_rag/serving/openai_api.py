@@ -164,9 +164,15 @@ class NamedTool(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    """How to stream; options beside this one change nothing that is sent."""
+    """How to stream; options beside these change nothing that is sent.
+
+    Attributes:
+        include_usage: the last event has the tokens.
+        include_spans: every event of the chatbot's answer has the copied spans so far.
+    """
 
     include_usage: bool | None = None
+    include_spans: bool | None = None
 
 
 class Body(BaseModel):
@@ -309,6 +315,11 @@ class Answer(Protocol):
         ...
 
     @property
+    def spans_so_far(self) -> dict[str, Any]:
+        """The copied spans of the pieces so far, where they are cheap to find."""
+        ...
+
+    @property
     def finish_reason(self) -> str:
         """Why it ended."""
         ...
@@ -358,17 +369,19 @@ class ResponseWriter:
 
     async def events(self) -> AsyncGenerator[str]:
         """Yield the response as server-sent events."""
-        includes_usage = (
-            self._request.stream_options is not None and self._request.stream_options.include_usage
-        )
+        options = self._request.stream_options or StreamOptions()
+        includes_usage = options.include_usage
         unknown = {"usage": None} if includes_usage else {}
         for index, answer in enumerate(self._answers):
             first = True
             calls = 0
             async with aclosing(answer.pieces()) as pieces:
                 async for piece in pieces:
-                    opening = {"llma_rag": answer.opening} if first and answer.opening else {}
-                    yield self._event([self._delta(index, piece, calls, first=first)], **unknown, **opening)
+                    told = {**answer.opening} if first else {}
+                    if options.include_spans:
+                        told.update(answer.spans_so_far)
+                    more = {**unknown, "llma_rag": told} if told else unknown
+                    yield self._event([self._delta(index, piece, calls, first=first)], **more)
                     first, calls = False, calls + len(piece.tool_calls)
             if first:
                 yield self._event([self._delta(index, ReplyPiece(), 0, first=True)], **unknown)

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Literal
 from llma_rag.closing import Closing
 from llma_rag.errors import DocumentError
 from llma_rag.files import TEMPORARY, write_atomically
-from llma_rag.retrieval import DocumentStore, index_documents
+from llma_rag.retrieval import Document, DocumentStore, index_documents
 from llma_rag.retrieval.indexing import IndexProgress
 from llma_rag.retrieval.reading import MAX_FILE_BYTES, SUFFIXES
 
@@ -112,6 +112,19 @@ class Uploads(Closing):
         passages = self._store.count_by_source()
         sources = {*passages, *map(str, self._files())}
         return [self._state(Path(source), passages) for source in sorted(sources)]
+
+    def pages(self, document_id: str) -> list[Document] | None:
+        """Return a document's text page by page, None where there is no such document; its passages where that is all."""
+        found = self.get(document_id)
+        if found is None:
+            return None
+        pages = self._store.pages(found.source)
+        if pages:
+            return pages
+        return [
+            Document(chunk.text, chunk.source, chunk.page)
+            for chunk in self._store.find({"source": found.source}).values()
+        ]
 
     @property
     def progress(self) -> dict[str, Any] | None:
