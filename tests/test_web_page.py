@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -20,7 +19,6 @@ pytestmark = pytest.mark.browser
 ANSWER = f"It says: {PIER} 🙂 Also: {MUSEUM}"
 QUESTION = "When is the northern pier closed?"
 HOSTILE = '<script>document.title="taken"</script> <a href="javascript:alert(1)">\u202eClosed</a> <img src=x onerror=alert(2)>'
-SCREENSHOTS = Path(__file__).parent.parent / "examples" / "screenshots"
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +117,7 @@ def test_documents_are_uploaded_asked_about_and_removed(chromium, served, tmp_pa
         ask(page, "When does the ferry leave?")
         page.locator(".sources").get_by_text("ferry.txt").click()
         page.locator("#reader-text mark").get_by_text("The ferry leaves at nine.").wait_for()
+        page.keyboard.press("Escape")
         page.get_by_label("Remove ferry.txt").click()
         page.get_by_label("Remove ferry.txt").wait_for(state="detached")
         assert "The ferry leaves at nine." not in [hit.text for hit in served.store.search("ferry", 5)]
