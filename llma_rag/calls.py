@@ -7,9 +7,9 @@ from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequen
 from typing import Any
 
 from llma_rag.engine import Engine, RequestOptions
-from llma_rag.evidence import evidence
+from llma_rag.evidence import evidence, figures
 from llma_rag.generation import Generation
-from llma_rag.provenance import CopiedSpan, as_references, copied_spans
+from llma_rag.provenance import CopiedSpan, as_references, copied_spans, coverage
 from llma_rag.replies import (
     CallStyle,
     ReplyParser,
@@ -128,6 +128,12 @@ class Call:
         """`stop`, `length`, or `tool_calls` where the model has written calls to their end."""
         cut = self.answer.finish_reason == "length" and not self._calls_are_whole
         return "tool_calls" if self._called and not cut else self.answer.finish_reason
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """What the answer took, and how much of what the user sees was copied."""
+        copied = coverage(self.copied_spans, len(self.content))
+        return {**figures(self.answer), "copied_coverage": round(copied, 3)}
 
     @property
     def evidence(self) -> dict[str, Any]:

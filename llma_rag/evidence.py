@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from llma_rag.generation import Generation
-from llma_rag.provenance import CopiedSpan, coverage
+from llma_rag.provenance import CopiedSpan
 
 _OF_ONE_CALL = (
     "forward_passes",
@@ -43,12 +43,10 @@ def evidence(
     }
 
 
-def figures(
-    answer: Generation, spans: Sequence[CopiedSpan] | None = None, length: int | None = None
-) -> dict[str, Any]:
-    """Return what an answer took; with the spans of the part that the user sees and its length, also the share copied."""
+def figures(answer: Generation) -> dict[str, Any]:
+    """Return what an answer took."""
     timings = answer.timings
-    made: dict[str, Any] = {
+    return {
         "forward_passes": answer.forward_passes,
         "tokens_per_pass": round(answer.tokens_per_pass, 3),
         "drafted_tokens": answer.drafted,
@@ -62,9 +60,6 @@ def figures(
         "candidates": answer.verdict.candidates,
         "exact": answer.verdict.exact,
     }
-    if spans is not None and length is not None:
-        made["copied_coverage"] = round(coverage(spans, length), 3)
-    return made
 
 
 def numbered_spans(

@@ -72,7 +72,8 @@ def test_public_names_are_sorted_and_importable():
 MODULES = sorted(module.name for module in pkgutil.walk_packages([str(ROOT)], "llma_rag."))
 
 # layer: what it must not import
-TOP = ("bench", "cli", "calls", "conversation", "settings", "serving", "langchain", "llamaindex")
+SURFACES = ("serving", "bench", "cli", "langchain", "llamaindex")
+TOP = ("calls", "conversation", "settings", *SURFACES)
 FORBIDDEN = {
     "decoding": ("models", "text", "provenance", "retrieval", "engine", "references", "replies", *TOP),
     "models": ("text", "provenance", "retrieval", "engine", "references", "replies", *TOP),
@@ -82,29 +83,9 @@ FORBIDDEN = {
     "retrieval": ("decoding", "models", "text", "provenance", "engine", "references", "replies", *TOP),
     "engine": ("retrieval", "references", "replies", *TOP),
     "references": ("models", "text", "engine", "replies", *TOP),
-    "calls": (
-        "retrieval",
-        "references",
-        "settings",
-        "conversation",
-        "serving",
-        "bench",
-        "cli",
-        "langchain",
-        "llamaindex",
-    ),
-    "settings": (
-        "references",
-        "replies",
-        "calls",
-        "conversation",
-        "serving",
-        "bench",
-        "cli",
-        "langchain",
-        "llamaindex",
-    ),
-    "conversation": ("serving", "bench", "cli", "langchain", "llamaindex"),
+    "calls": ("retrieval", "references", "settings", "conversation", *SURFACES),
+    "settings": ("references", "replies", "calls", "conversation", *SURFACES),
+    "conversation": SURFACES,
     "serving": ("bench", "cli", "langchain", "llamaindex"),
     "langchain": ("bench", "cli", "conversation", "serving", "llamaindex"),
     "llamaindex": ("bench", "cli", "conversation", "serving", "langchain"),

@@ -264,6 +264,8 @@ def test_what_has_no_effect_is_named_and_logged_once(served, caplog):
     assert answer["llma_rag"]["ignored"] == ["temperature", "top_k", "unheard_of"]
     assert [record.args for record in caplog.records] == [("temperature",), ("top_k",), ("unheard_of",)]
     assert served.chat("When?", temperature=0, user="me").json()["llma_rag"]["ignored"] == []
+    single = served.chat("When?", parallel_tool_calls=False).json()
+    assert single["llma_rag"]["ignored"] == ["parallel_tool_calls"]
     streamed = events(served.chat("When?", temperature=1, stream=True))
     assert streamed[-1]["llma_rag"]["ignored"] == ["temperature"]
 

@@ -6,13 +6,16 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llma_rag import __version__
 from llma_rag.cli.printing import printable, quiet_libraries
 from llma_rag.errors import LlmaRagError, ModelError
+
+if TYPE_CHECKING:
+    from llma_rag.conversation import ChatSettings
 
 app = typer.Typer(
     name="llma-rag",
@@ -158,16 +161,8 @@ def chat(
 ) -> None:
     """Talk about the documents of a store; /help lists commands."""
     from llma_rag.cli.chat import run_chat
-    from llma_rag.conversation import ChatSettings
 
-    settings = ChatSettings(
-        mode=mode.value,
-        passages=passages,
-        min_similarity=min_similarity,
-        condensing=condensing.value,
-        search=search.value,
-        max_tokens=max_tokens,
-    )
+    settings = _chat_settings(mode, condensing, passages, min_similarity, search, max_tokens)
     run_chat(store, model, dtype, settings, conversations, resume)
 
 
@@ -221,16 +216,8 @@ def serve(
         raise ModelError(
             f"serving needs a library that is missing ({error.name}); `pip install 'llma-rag[serve]'` brings it"
         ) from error
-    from llma_rag.conversation import ChatSettings
 
-    chat_settings = ChatSettings(
-        mode=mode.value,
-        passages=passages,
-        min_similarity=min_similarity,
-        condensing=condensing.value,
-        search=search.value,
-        max_tokens=max_tokens,
-    )
+    chat_settings = _chat_settings(mode, condensing, passages, min_similarity, search, max_tokens)
     key = os.environ.get(_API_KEY) if api_key is None else api_key  # an empty one must not open the server
     try:
         settings = ServerSettings(api_key=key, origins=tuple(cors_origin or ()), strict=strict, queue=queue)
@@ -339,6 +326,26 @@ def remove(
     from llma_rag.cli.store import run_remove
 
     run_remove(folder, sources, json_file)
+
+
+def _chat_settings(
+    mode: ChatMode,
+    condensing: ChatCondensing,
+    passages: int,
+    min_similarity: float,
+    search: Search,
+    max_tokens: int,
+) -> ChatSettings:
+    from llma_rag.conversation import ChatSettings
+
+    return ChatSettings(
+        mode=mode.value,
+        passages=passages,
+        min_similarity=min_similarity,
+        condensing=condensing.value,
+        search=search.value,
+        max_tokens=max_tokens,
+    )
 
 
 def _print_version(wanted: bool) -> None:

@@ -12,7 +12,7 @@ from llma_rag.conversation.layout import Messages, chat_messages
 from llma_rag.conversation.turns import Basis, Conversation, Source, Turn
 from llma_rag.engine import Engine, RequestOptions
 from llma_rag.errors import ContextLengthError, PromptError
-from llma_rag.evidence import figures, numbered_spans
+from llma_rag.evidence import numbered_spans
 from llma_rag.provenance import Reference
 from llma_rag.retrieval import DocumentStore, Hit, SearchMode
 
@@ -223,6 +223,6 @@ def _figures(call: Call) -> dict[str, Any]:
     return {
         "prompt_tokens": call.answer.prompt_tokens,
         "completion_tokens": call.answer.completion_tokens,
-        **figures(call.answer, call.copied_spans, len(call.content)),
+        **call.figures,
         "finish_reason": call.finish_reason,
     }

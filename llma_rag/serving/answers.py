@@ -12,7 +12,7 @@ from typing import Any
 from llma_rag.calls import Call, tool_choice_of
 from llma_rag.conversation import Answering, Chatbot, Conversation, ConversationStore, Source, Turn
 from llma_rag.engine import Engine, RequestOptions
-from llma_rag.evidence import figures, numbered_spans
+from llma_rag.evidence import numbered_spans
 from llma_rag.provenance import Reference, copied_spans
 from llma_rag.replies import ReplyPiece
 from llma_rag.serving.errors import ApiError
@@ -173,7 +173,7 @@ def source_json(source: Source) -> dict[str, Any]:
 
 def call_evidence(call: Call, *, with_ids: bool) -> dict[str, Any]:
     """Return the figures of a complete call, and its ids where they are wanted."""
-    made: dict[str, Any] = {"figures": figures(call.answer, call.copied_spans, len(call.content))}
+    made: dict[str, Any] = {"figures": call.figures}
     return {**made, "token_ids": call.answer.token_ids} if with_ids else made
 
 

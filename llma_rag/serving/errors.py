@@ -76,9 +76,8 @@ def as_api_error(error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, RequestValidationError):
-        deepest = max(
-            error.errors(), key=lambda one: len(one["loc"])
-        )  # of the forms there are, it was meant to be that
+        # where a value may have several forms, the error that lies deepest is of the form that was meant
+        deepest = max(error.errors(), key=lambda one: len(one["loc"]))
         place = ".".join(str(part) for part in deepest["loc"])
         if deepest["type"] == "json_invalid":
             return ApiError(

@@ -16,7 +16,7 @@ from llma_rag.provenance import Reference
 from llma_rag.replies import ReplyPiece, ToolCall, as_template_call
 from llma_rag.serving.streaming import event
 
-MOST_REFERENCES = 1000
+_MOST_REFERENCES = 1000
 _MOST_MESSAGES = 10_000
 _MOST_STOP_STRINGS = 16
 _MOST_TOKENS = 2**31
@@ -37,11 +37,11 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "store": (False,),
     "modalities": (["text"],),
+    "parallel_tool_calls": (True,),
     "response_format": ({"type": "text"},),
 }
 _WITHOUT_EFFECT = {  # on the text, whatever the value
     "metadata",
-    "parallel_tool_calls",
     "prompt_cache_key",
     "prompt_cache_retention",
     "safety_identifier",
@@ -211,7 +211,7 @@ class GenerationRequest(Body):
     max_tokens: int | None = Field(default=None, ge=1, le=_MOST_TOKENS)
     stop: ShortText | Annotated[list[ShortText], Field(max_length=_MOST_STOP_STRINGS)] | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)
-    references: Annotated[list[str | ReferenceField], Field(max_length=MOST_REFERENCES)] | None = None
+    references: Annotated[list[str | ReferenceField], Field(max_length=_MOST_REFERENCES)] | None = None
     draft: bool | None = None
     return_token_ids: bool | None = None
     repetition_penalty: float | None = Field(default=None, gt=0, le=100)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from typing import Any, TypeVar
 
@@ -37,9 +37,7 @@ async def until_end(work: Awaitable[Result], *ends: End) -> Result:
     try:
         waited: set[asyncio.Future[Any]] = {working, *ends}
         await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise next(end.result() for end in ends if end.done())()
-        return await working
+        return _outcome(working, ends)
     finally:
         await _cancelled(working)
 
@@ -62,7 +60,7 @@ async def robust(events: AsyncGenerator[str], *ends: End) -> AsyncGenerator[str]
                 )[0]:
                     is_begun = True
                     yield ": the answer is still to come\n\n"
-                yield await until_end(following, *ends)
+                yield _outcome(following, ends)
                 is_begun = True
             except StopAsyncIteration:
                 return
@@ -102,6 +100,13 @@ async def _chained(first: str, rest: AsyncGenerator[str]) -> AsyncGenerator[str]
     yield first
     async for one in rest:
         yield one
+
+
+def _outcome(working: asyncio.Future[Result], ends: Iterable[End]) -> Result:
+    """Return what came of some work, or raise what the end says that came before."""
+    if not working.done():
+        raise next(end.result() for end in ends if end.done())()
+    return working.result()
 
 
 async def _cancelled(task: asyncio.Future[Any]) -> None:

@@ -63,7 +63,7 @@ async function ask() {
   const shown = new ShownTurn(turn);
   at("turns").append(shown.root);
   await work(async (signal) => {
-    const body = { ...request_for(question), conversation };
+    const body = { ...bodyFor(question), conversation };
     try {
       await follow(body, turn, signal, () => shown.update());
       turns.push(turn);
@@ -84,11 +84,11 @@ async function runRace() {
   if (!question) throw new ApiError(0, "Write a question to race with.");
   if (running) return;
   await work((signal) => race(at("turns"), question, (draft, turn, update) => {
-    return follow({ ...request_for(question), draft }, turn, signal, update);
+    return follow({ ...bodyFor(question), draft }, turn, signal, update);
   }, open));
 }
 
-function request_for(question) {
+function bodyFor(question) {
   return { model: model.id, messages: [{ role: "user", content: question }], mode: at("mode").value };
 }
 
@@ -103,7 +103,6 @@ async function follow(body, turn, signal, update) {
       turn.firstToken ??= (performance.now() - begun) / 1000;
       turn.answer += choice.delta.content ?? "";
       turn.reasoning += choice.delta.reasoning_content ?? "";
-      turn.events = (turn.events ?? 0) + 1;
     }
     if (event.usage && turn.figures) turn.figures = { ...turn.figures, completion_tokens: event.usage.completion_tokens };
     update();
