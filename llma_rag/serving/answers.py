@@ -69,7 +69,9 @@ class ModelAnswer:
     @property
     def evidence(self) -> dict[str, Any]:
         """Figures, the references by number, and the copied spans."""
-        made = call_evidence(self._call, with_ids=self._with_ids)
+        made: dict[str, Any] = {"figures": self._call.figures}
+        if self._with_ids:
+            made["token_ids"] = self._call.answer.token_ids
         made["sources"] = [
             {"number": number, "metadata": dict(reference.metadata)}
             for number, reference in enumerate(self._references, start=1)
@@ -157,10 +159,11 @@ class DocumentsAnswer:
 
     @property
     def evidence(self) -> dict[str, Any]:
-        """Figures, the sources, and the copied spans with the numbers of their sources."""
-        made = {"figures": {}} if self._call is None else call_evidence(self._call, with_ids=self._with_ids)
-        spans = [] if self._turn is None else [dict(span) for span in self._turn.spans]
-        return {**made, **self.opening, "spans": spans}
+        """Figures, the sources, and the copied spans with the numbers of their sources: what is kept of the turn."""
+        assert self._turn is not None, "the answer is complete"
+        ids = {"token_ids": self._call.answer.token_ids} if self._call and self._with_ids else {}
+        spans = [dict(span) for span in self._turn.spans]
+        return {"figures": dict(self._turn.figures), **ids, **self.opening, "spans": spans}
 
 
 def source_json(source: Source) -> dict[str, Any]:
@@ -169,12 +172,6 @@ def source_json(source: Source) -> dict[str, Any]:
     if source.similarity is not None:
         data["similarity"] = round(source.similarity, 3)
     return data
-
-
-def call_evidence(call: Call, *, with_ids: bool) -> dict[str, Any]:
-    """Return the figures of a complete call, and its ids where they are wanted."""
-    made: dict[str, Any] = {"figures": call.figures}
-    return {**made, "token_ids": call.answer.token_ids} if with_ids else made
 
 
 def _usage(call: Call) -> Usage:

@@ -16,7 +16,7 @@ from llma_rag.conversation import ChatSettings, ConversationStore
 from llma_rag.conversation.keeping import ConversationSummary
 from llma_rag.engine import Engine
 from llma_rag.retrieval import DocumentStore
-from llma_rag.retrieval.reading import MAX_FILE_BYTES
+from llma_rag.retrieval.reading import MAX_FILE_BYTES, SUFFIXES
 from llma_rag.serving.answers import source_json
 from llma_rag.serving.errors import handle_errors, not_found
 from llma_rag.serving.gate import Gate
@@ -132,9 +132,10 @@ def _routes(service: Service) -> APIRouter:
 
     @router.get(_DOCUMENTS_PATH)
     def documents() -> dict[str, Any]:
-        """List the documents, and what is being indexed."""
+        """List the documents, what is being indexed, and what may be uploaded."""
         listed = [document.to_json() for document in service.uploads.documents()]
-        return {"object": "list", "data": listed, "indexing": service.uploads.progress}
+        limits = {"max_bytes": MAX_FILE_BYTES, "suffixes": sorted(SUFFIXES)}
+        return {"object": "list", "data": listed, "indexing": service.uploads.progress, "limits": limits}
 
     @router.post(_DOCUMENTS_PATH, status_code=202, max_body_size=_MOST_UPLOAD_BYTES)
     def upload(file: UploadFile) -> dict[str, Any]:

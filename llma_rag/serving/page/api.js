@@ -1,5 +1,8 @@
 // The server's API: JSON requests, answers as streams of events, and errors in words.
 
+const GONE = "The server does not answer. Is it still running?";
+const BROKEN = "The connection was lost in the middle of the answer.";
+
 let key = sessionStorage.getItem("key") || "";
 let askForKey = null; // async, returns a key
 
@@ -25,18 +28,41 @@ export async function request(path, options = {}) {
     response = await fetch(path, { ...options, headers: { ...headers(), ...options.headers } });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ApiError(0, "The server does not answer. Is it still running?");
+    throw new ApiError(0, GONE);
   }
   if (response.status === 401) {
     await changeKey();
     return request(path, options);
   }
-  if (!response.ok) throw await asError(response);
+  if (!response.ok) throw asError(response.status, await response.text(), response.headers.get("Retry-After"));
   return response;
 }
 
 export async function json(path, options) {
   return (await request(path, options)).json();
+}
+
+/** Send a file as a form; `onProgress` hears the share that is sent. Only the older kind of request tells it. */
+export async function upload(path, file, onProgress) {
+  const form = new FormData();
+  form.append("file", file);
+  const response = await new Promise((resolve, reject) => {
+    const sending = new XMLHttpRequest();
+    sending.open("POST", path);
+    for (const [name, value] of Object.entries(headers())) sending.setRequestHeader(name, value);
+    sending.upload.addEventListener("progress", (event) => onProgress(event.loaded / event.total));
+    sending.addEventListener("load", () => resolve(sending));
+    sending.addEventListener("error", () => reject(new ApiError(0, GONE)));
+    sending.send(form);
+  });
+  if (response.status === 401) {
+    await changeKey();
+    return upload(path, file, onProgress);
+  }
+  if (response.status >= 300) {
+    const retryAfter = response.getResponseHeader("Retry-After");
+    throw asError(response.status, response.responseText, retryAfter);
+  }
 }
 
 export function send(path, method, body) {
@@ -68,9 +94,9 @@ export async function stream(body, signal, onEvent) {
     }
   } catch (error) {
     if (error.name === "AbortError" || error instanceof ApiError) throw error;
-    throw new ApiError(0, "The connection was lost in the middle of the answer.");
+    throw new ApiError(0, BROKEN);
   }
-  if (!ended) throw new ApiError(0, "The connection was lost in the middle of the answer.");
+  if (!ended) throw new ApiError(0, BROKEN);
 }
 
 function deliver(event, onEvent) {
@@ -82,16 +108,11 @@ function headers() {
   return key ? { Authorization: `Bearer ${key}` } : {};
 }
 
-async function asError(response) {
-  let message = response.statusText;
+function asError(status, body, retryAfter) {
+  if (status === 429) return new ApiError(status, `The server is busy. Try again in ${retryAfter ?? "a few"} s.`);
   try {
-    message = (await response.json()).error.message;
+    return new ApiError(status, JSON.parse(body).error.message);
   } catch {
-    // no JSON: the status says it
+    return new ApiError(status, `The server answered with status ${status}.`); // a proxy, perhaps
   }
-  if (response.status === 429) {
-    const seconds = response.headers.get("Retry-After") || "a few";
-    message = `The server is busy. Try again in ${seconds} s.`;
-  }
-  return new ApiError(response.status, message);
 }

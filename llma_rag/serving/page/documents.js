@@ -1,48 +1,83 @@
 // The documents panel: what the store holds, uploads with their progress, and taking documents out.
 
-import { ApiError, json, request } from "./api.js";
-import { element } from "./show.js";
+import { ApiError, json, request, upload } from "./api.js";
+import { openPanel } from "./panels.js";
+import { button, counted, element } from "./show.js";
 
 const POLL_MS = 700;
 
 export class Documents {
-  constructor(root, tell) {
+  /** `attempt(action)` runs an action of the user's and tells what goes wrong, `tell(trouble)` tells it of other work. */
+  constructor(root, attempt, tell) {
     this.root = root;
+    this.attempt = attempt;
     this.tell = tell;
-    const drop = root.querySelector("#drop");
+    this.sending = Promise.resolve();
     const files = root.querySelector("#files");
-    files.addEventListener("change", async () => {
-      await this.upload([...files.files]);
+    files.addEventListener("change", () => {
+      this.send([...files.files]);
       files.value = "";
     });
-    for (const name of ["dragover", "drop", "dragleave"]) {
-      drop.addEventListener(name, (event) => {
-        event.preventDefault();
-        drop.classList.toggle("over", name === "dragover");
-        if (name === "drop") this.upload([...event.dataTransfer.files]);
-      });
+    this.takeDrops();
+  }
+
+  /** Files may be dropped anywhere; elsewhere the browser would leave the page for them. */
+  takeDrops() {
+    const dropping = (is) => document.body.classList.toggle("dropping", is);
+    addEventListener("dragover", (event) => {
+      if (!event.dataTransfer.types.includes("Files")) return;
+      event.preventDefault();
+      dropping(true);
+    });
+    addEventListener("dragleave", (event) => {
+      if (!event.relatedTarget) dropping(false);
+    });
+    addEventListener("drop", (event) => {
+      if (!event.dataTransfer.types.includes("Files")) return;
+      event.preventDefault();
+      dropping(false);
+      openPanel(this.root);
+      const items = [...event.dataTransfer.items].filter((item) => item.kind === "file");
+      const folders = items.filter((item) => item.webkitGetAsEntry()?.isDirectory).map((item) => item.getAsFile()?.name);
+      this.send([...event.dataTransfer.files], folders);
+    });
+  }
+
+  /** Upload files one after another; those already on their way come first. */
+  send(files, folders = []) {
+    const items = files.map((file) => {
+      const item = element("li", {}, element("span", { className: "name", textContent: file.name }));
+      const bar = element("progress", { max: 1, value: 0 });
+      bar.setAttribute("aria-label", `Sending ${file.name}`);
+      item.append(element("span", { className: "quiet", textContent: "waiting" }), bar);
+      return item;
+    });
+    this.root.querySelector("#uploads").append(...items);
+    for (const [number, file] of files.entries()) {
+      this.sending = this.sending.then(() => this.sendOne(file, items[number], folders.includes(file.name)));
     }
   }
 
-  async upload(files) {
-    const uploads = this.root.querySelector("#uploads");
-    uploads.replaceChildren();
-    for (const file of files) {
-      const item = element("li", {}, element("span", { textContent: `${file.name}: sending` }));
-      uploads.append(item);
-      const body = new FormData();
-      body.append("file", file);
-      try {
-        await request("v1/documents", { method: "POST", body });
-        item.remove();
-      } catch (error) {
-        if (!(error instanceof ApiError)) throw error;
-        item.replaceChildren(
-          element("span", { textContent: file.name }),
-          element("span", { className: "failed", textContent: error.message }),
-        );
-      }
-      await this.list();
+  async sendOne(file, item, isFolder) {
+    const [, state, bar] = item.children;
+    state.textContent = "sending";
+    try {
+      if (isFolder) throw new ApiError(0, "This is a folder; drop the documents in it.");
+      this.checkSize(file);
+      await upload("v1/documents", file, (share) => (bar.value = share));
+      item.remove();
+    } catch (error) {
+      state.remove();
+      const away = button("Dismiss", () => item.remove(), { className: "link", label: `Dismiss ${file.name}` });
+      bar.replaceWith(away, element("span", { className: "failed", textContent: error.message }));
+    }
+    await this.list();
+  }
+
+  checkSize(file) {
+    if (this.limits && file.size > this.limits.max_bytes) {
+      const megabytes = Math.round(this.limits.max_bytes / 2 ** 20);
+      throw new ApiError(0, `It has more than ${megabytes} MiB, the most that are read; split it first.`);
     }
   }
 
@@ -51,9 +86,10 @@ export class Documents {
     clearTimeout(this.timer);
     if (this.root.hidden) return;
     try {
-      const { data, indexing } = await json("v1/documents");
-      const items = data.map((one) => this.item(one, indexing));
-      this.root.querySelector("#document-list").replaceChildren(...items);
+      const { data, indexing, limits } = await json("v1/documents");
+      this.limits = limits;
+      this.root.querySelector("#files").accept = limits.suffixes.join();
+      this.show(data, indexing);
       if (data.some((one) => ["waiting", "indexing"].includes(one.state))) {
         this.timer = setTimeout(() => this.list(), POLL_MS);
       }
@@ -62,23 +98,45 @@ export class Documents {
     }
   }
 
+  show(documents, indexing) {
+    const passages = documents.reduce((sum, one) => sum + one.passages, 0);
+    const holdings = this.root.querySelector("#holdings");
+    holdings.textContent = `${counted(documents.length, "document")}, ${counted(passages, "passage")}`;
+    const list = this.root.querySelector("#document-list");
+    const focused = document.activeElement?.getAttribute("aria-label");
+    list.replaceChildren(...documents.map((one) => this.item(one, indexing)));
+    if (focused) list.querySelector(`[aria-label="${CSS.escape(focused)}"]`)?.focus();
+  }
+
   item(one, indexing) {
-    const name = element("span", { textContent: one.name });
-    let state = `${one.passages} passages`;
-    if (one.state === "waiting") state = "waiting";
-    if (one.state === "indexing") state = `indexing, ${indexing?.embedded_passages ?? 0} passages`;
-    const remove = element("button", { className: "small", type: "button", textContent: "Remove" });
-    remove.setAttribute("aria-label", `Remove ${one.name}`);
-    remove.addEventListener("click", async () => {
-      try {
-        await request(`v1/documents/${one.id}`, { method: "DELETE" });
-      } catch (error) {
-        this.tell(error.message);
-      }
-      await this.list();
-    });
-    const item = element("li", {}, name, element("span", { className: "quiet", textContent: state }), remove);
+    const states = {
+      waiting: "waiting to be indexed",
+      indexing: `indexing: ${counted(indexing?.embedded_passages ?? 0, "passage")} so far`,
+      indexed: counted(one.passages, "passage"),
+      failed: "not indexed",
+    };
+    const remove = () => this.attempt(() => this.remove(one));
+    const item = element(
+      "li",
+      {},
+      element("span", { className: "name", textContent: one.name }),
+      element("span", { className: "quiet", textContent: states[one.state] }),
+      button("Remove", remove, { className: "link", label: `Remove ${one.name}` }),
+    );
+    if (one.state === "indexing") {
+      const bar = element("progress");
+      bar.setAttribute("aria-label", `Indexing ${one.name}`);
+      item.append(bar);
+    }
     if (one.error) item.append(element("span", { className: "failed", textContent: one.error }));
     return item;
+  }
+
+  async remove(one) {
+    const lost = one.uploaded ? "Its file on the server is deleted." : "Its file stays where it is.";
+    if (!confirm(`Take ${one.name} out of the documents? ${lost}`)) return;
+    await request(`v1/documents/${one.id}`, { method: "DELETE" });
+    await this.list();
+    this.root.focus();
   }
 }

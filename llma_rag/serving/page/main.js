@@ -1,19 +1,23 @@
-// The page: a conversation about the documents, the panels beside it, and the race with and without references.
+// The page: a conversation about the documents, and a race with and without references.
 
-import { ApiError, changeKey, json, request, send, stream, whenKeyIsNeeded } from "./api.js";
+import { ApiError, changeKey, json, send, stream, whenKeyIsNeeded } from "./api.js";
+import { Conversations } from "./conversations.js";
 import { Documents } from "./documents.js";
-import { Reader } from "./reader.js";
+import { asMarkdown } from "./markdown.js";
+import { closePanel, openPanel } from "./panels.js";
 import { race } from "./race.js";
-import { asMarkdown, element, figureList, marked, sourceList } from "./show.js";
+import { Reader } from "./reader.js";
+import { element } from "./show.js";
+import { ShownTurn } from "./turns.js";
 
 const at = (id) => document.getElementById(id);
-const reader = new Reader(at("reader"), tell);
-const open = (source, span) => reader.open(source, span);
-const documents = new Documents(at("documents"), tell);
+const reader = new Reader(at("reader"));
+const documents = new Documents(at("documents"), attempt, tell);
+const conversations = new Conversations(at("conversations"), attempt, choose);
+const open = (source, span) => attempt(() => reader.open(source, span));
 
 let model = null;
-let conversation = null; // its id
-let turns = [];
+let turns = []; // of the conversation, complete ones
 let running = null; // an AbortController
 
 start();
@@ -25,28 +29,36 @@ async function start() {
     attempt(ask);
   });
   at("question").addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
-      event.preventDefault();
-      at("ask").requestSubmit();
-    }
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    at("ask").requestSubmit();
   });
   at("race").addEventListener("click", () => attempt(runRace));
   at("stop").addEventListener("click", () => running?.abort());
-  at("new-conversation").addEventListener("click", () => show(null, []));
-  at("copy").addEventListener("click", () => attempt(() => navigator.clipboard.writeText(asMarkdown(turns))));
-  at("export").addEventListener("click", save);
+  at("copy").addEventListener("click", () => attempt(copy));
+  at("save").addEventListener("click", save);
   at("show-key").addEventListener("click", () => attempt(changeKey));
-  for (const name of ["conversations", "documents"]) {
-    at(`show-${name}`).addEventListener("click", () => toggle(name));
+  for (const panel of [at("conversations"), at("documents")]) {
+    at(`show-${panel.id}`).addEventListener("click", () => (panel.hidden ? openPanel(panel) : closePanel(panel)));
+    new MutationObserver(() => attempt(list)).observe(panel, { attributeFilter: ["hidden"] });
   }
   await attempt(async () => {
-    model = (await json("v1/models")).data[0];
-    at("model").textContent = model.id.replace("+documents", "");
+    await connect();
     const last = location.hash.slice(1);
-    if (last) await load(last);
-    if (matchMedia("(min-width: 1100px)").matches) await Promise.all([toggle("conversations"), toggle("documents")]);
+    if (last) await choose(last);
   });
-  at("question").focus();
+  if (matchMedia("(min-width: 1100px)").matches) [at("conversations"), at("documents")].forEach(openPanel);
+  if (matchMedia("(pointer: fine)").matches) at("question").focus();
+}
+
+/** Find out what answers from the documents; the server may have come only after the page. */
+async function connect() {
+  model ??= (await json("v1/models")).data[0].id;
+  at("model").textContent = model.replace("+documents", "");
+}
+
+async function list() {
+  await Promise.all([conversations.list(), documents.list()]);
 }
 
 // -- asking ------------------------------------------------------------------------------------------
@@ -54,42 +66,53 @@ async function start() {
 async function ask() {
   const question = at("question").value.trim();
   if (!question || running) return;
-  if (conversation === null) {
-    conversation = (await send("v1/conversations", "POST", {})).id;
-    history.replaceState(null, "", `#${conversation}`);
-  }
-  at("question").value = "";
-  const turn = { question, answer: "", reasoning: "", spans: [], sources: [], figures: null };
-  const shown = new ShownTurn(turn);
-  at("turns").append(shown.root);
-  await work(async (signal) => {
-    const body = { ...bodyFor(question), conversation };
+  await work("Answering", async (signal) => {
+    const turn = newTurn(question);
+    const shown = new ShownTurn(turn, open);
+    at("turns").append(shown.root);
+    shown.root.scrollIntoView({ block: "nearest" });
+    at("question").value = "";
     try {
-      await follow(body, turn, signal, () => shown.update());
-      turns.push(turn);
+      await begin();
+      const body = { ...bodyFor(question), conversation: conversations.current };
+      await follow(body, turn, signal, () => keepingEndInView(() => shown.update()));
     } catch (error) {
       if (error.name === "AbortError") shown.end("Stopped; this turn is not kept.");
       else {
-        shown.end("No answer.");
-        at("question").value = question;
-        throw error;
+        if (turn.answer) shown.end("Broken off; this turn is not kept.");
+        else shown.root.remove();
+        at("question").value ||= question;
       }
+      throw error;
     }
+    turns.push(turn);
+    at("keep").hidden = false;
+    return turn.answer;
   });
-  await listConversations();
+  await conversations.list();
 }
 
 async function runRace() {
   const question = at("question").value.trim() || turns.at(-1)?.question;
   if (!question) throw new ApiError(0, "Write a question to race with.");
   if (running) return;
-  await work((signal) => race(at("turns"), question, (draft, turn, update) => {
-    return follow({ ...bodyFor(question), draft }, turn, signal, update);
+  await work("Racing", (signal) => race(at("turns"), question, (draft, turn, update) => {
+    return follow({ ...bodyFor(question), draft }, turn, signal, () => keepingEndInView(update));
   }, open));
 }
 
+async function begin() {
+  await connect();
+  if (conversations.current !== null) return;
+  setCurrent((await send("v1/conversations", "POST", {})).id);
+}
+
+function newTurn(question) {
+  return { question, answer: "", reasoning: "", spans: [], sources: [], figures: null };
+}
+
 function bodyFor(question) {
-  return { model: model.id, messages: [{ role: "user", content: question }], mode: at("mode").value };
+  return { model, messages: [{ role: "user", content: question }], mode: at("mode").value };
 }
 
 /** Follow an answer event by event into `turn`. */
@@ -99,110 +122,74 @@ async function follow(body, turn, signal, update) {
     const choice = event.choices[0];
     const told = event.llma_rag ?? {};
     for (const name of ["sources", "spans", "figures"]) if (told[name]) turn[name] = told[name];
+    turn.leftOut = told.left_out_turns ?? turn.leftOut;
     if (choice?.delta.content || choice?.delta.reasoning_content) {
       turn.firstToken ??= (performance.now() - begun) / 1000;
       turn.answer += choice.delta.content ?? "";
       turn.reasoning += choice.delta.reasoning_content ?? "";
     }
-    if (event.usage && turn.figures) turn.figures = { ...turn.figures, completion_tokens: event.usage.completion_tokens };
     update();
   });
 }
 
-async function work(task) {
+/** Do some work that Stop ends; `task(signal)` returns what screen readers say once it is done. */
+async function work(name, task) {
   running = new AbortController();
+  const { signal } = running;
   const busy = (is) => {
     at("stop").hidden = !is;
     at("send").disabled = at("race").disabled = is;
   };
   busy(true);
+  say(`${name} …`);
   try {
-    await task(running.signal);
+    at("spoken").textContent = await task(signal);
+    say("");
+  } catch (error) {
+    say(error.name === "AbortError" ? "Stopped." : "");
+    throw error;
   } finally {
     running = null;
     busy(false);
   }
 }
 
-// -- what was said -----------------------------------------------------------------------------------
-
-class ShownTurn {
-  constructor(turn) {
-    this.turn = turn;
-    this.reasoning = element("p", { className: "reasoning" });
-    this.answer = element("div", { className: "answer" });
-    this.answer.setAttribute("aria-live", "polite");
-    this.rest = element("div");
-    this.root = element("section", { className: "turn" });
-    this.root.append(element("p", { className: "asked", textContent: turn.question }), this.reasoning, this.answer, this.rest);
-    this.update();
-  }
-
-  update() {
-    const { answer, reasoning, spans, sources, figures, firstToken } = this.turn;
-    this.reasoning.textContent = reasoning ?? "";
-    this.answer.replaceChildren(marked(answer, spans, sources, open));
-    this.rest.replaceChildren(sourceList(sources, open), figureList(figures, firstToken));
-  }
-
-  end(words) {
-    this.rest.append(element("p", { className: "quiet", textContent: words }));
-  }
+function keepingEndInView(change) {
+  const page = document.documentElement;
+  const isAtEnd = page.scrollTop + page.clientHeight > page.scrollHeight - 40;
+  change();
+  if (isAtEnd) page.scrollTop = page.scrollHeight;
 }
 
-function show(id, kept) {
+// -- conversations -----------------------------------------------------------------------------------
+
+/** Show a conversation, or a new one for null. */
+async function choose(id) {
   running?.abort();
-  conversation = id;
-  turns = kept;
-  history.replaceState(null, "", id ? `#${id}` : location.pathname);
-  at("turns").replaceChildren(...turns.map((turn) => new ShownTurn(turn).root));
-  at("question").focus();
-}
-
-async function load(id) {
+  let kept = [];
   try {
-    show(id, (await json(`v1/conversations/${encodeURIComponent(id)}`)).turns);
+    if (id) kept = (await json(`v1/conversations/${encodeURIComponent(id)}`)).turns;
   } catch (error) {
     if (error.status !== 404) throw error;
-    show(null, []);
+    id = null;
   }
+  setCurrent(id);
+  turns = kept;
+  at("keep").hidden = !turns.length;
+  at("turns").replaceChildren(...turns.map((turn) => new ShownTurn(turn, open).root));
+  say("");
+  await conversations.list();
 }
 
-async function listConversations() {
-  if (at("conversations").hidden) return;
-  const { data } = await json("v1/conversations");
-  at("conversation-list").replaceChildren(...data.filter((one) => one.turns).map(conversationItem));
+function setCurrent(id) {
+  conversations.current = id;
+  history.replaceState(null, "", id ? `#${id}` : location.pathname);
 }
 
-function conversationItem(one) {
-  const path = `v1/conversations/${one.id}`;
-  const button = (name, label, action) => {
-    const made = element("button", { className: "small", type: "button", textContent: name });
-    made.setAttribute("aria-label", `${label} ${one.title}`);
-    made.addEventListener("click", () => attempt(action));
-    return made;
-  };
-  const title = element("button", { className: "plain", type: "button", textContent: one.title });
-  title.addEventListener("click", () => attempt(() => load(one.id)));
-  const rename = button("Rename", "Rename", async () => {
-    const name = element("input", { value: one.title, maxLength: 1000 });
-    name.setAttribute("aria-label", "New title");
-    name.addEventListener("keydown", (event) => {
-      if (event.key === "Enter") attempt(async () => {
-        await send(path, "PATCH", { title: name.value });
-        await listConversations();
-      });
-      if (event.key === "Escape") attempt(listConversations);
-    });
-    title.replaceWith(name);
-    name.select();
-  });
-  const remove = button("Delete", "Delete", async () => {
-    await request(path, { method: "DELETE" });
-    if (one.id === conversation) show(null, []);
-    await listConversations();
-  });
-  return element("li", {}, title, rename, remove);
+async function copy() {
+  if (!navigator.clipboard) throw new ApiError(0, "The browser lets pages without HTTPS copy nothing; choose Save.");
+  await navigator.clipboard.writeText(asMarkdown(turns));
+  say("Copied.");
 }
 
 function save() {
@@ -211,14 +198,7 @@ function save() {
   URL.revokeObjectURL(url);
 }
 
-// -- panels, trouble, the key ------------------------------------------------------------------------
-
-async function toggle(name) {
-  const panel = at(name);
-  panel.hidden = !panel.hidden;
-  at(`show-${name}`).setAttribute("aria-expanded", String(!panel.hidden));
-  if (!panel.hidden) await attempt(() => (name === "documents" ? documents.list() : listConversations()));
-}
+// -- what is told, and the key -----------------------------------------------------------------------
 
 async function attempt(action) {
   tell("");
@@ -229,9 +209,13 @@ async function attempt(action) {
   }
 }
 
-function tell(message) {
-  at("trouble").textContent = message;
-  at("trouble").hidden = !message;
+function tell(trouble) {
+  at("trouble").textContent = trouble;
+  at("trouble").hidden = !trouble;
+}
+
+function say(words) {
+  at("status").textContent = words;
 }
 
 function askForKey() {

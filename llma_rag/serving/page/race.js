@@ -1,29 +1,43 @@
-// The same question answered with and without references, one after the other, so that neither slows the other down.
+// The same question answered with references and without, one after the other, so that neither slows the other down.
 
-import { element, figureList, marked, sourceList } from "./show.js";
+import { counted, element, figureList, showMarked, sourceList } from "./show.js";
 
 /** Run both; `answer(draft, turn, update)` follows one answer into a turn. */
 export async function race(parent, question, answer, open) {
-  const lanes = [new Lane("With references", true, open), new Lane("Without", false, open)];
+  const lanes = [new Lane("With references", true, open), new Lane("Without references", false, open)];
   const verdict = element("p", { className: "verdict" });
-  verdict.setAttribute("role", "status");
-  const grid = element("div", { className: "lanes" }, ...lanes.map((lane) => lane.root));
+  const sources = element("div");
   const root = element("section", { className: "turn race" });
-  root.append(element("p", { className: "asked", textContent: question }), grid, verdict);
+  root.append(
+    element("h2", { className: "asked", textContent: question }),
+    element("div", { className: "lanes" }, ...lanes.map((lane) => lane.root)),
+    verdict,
+    sources,
+  );
   parent.append(root);
   root.scrollIntoView({ block: "nearest" });
   for (const lane of lanes) await lane.run(answer);
   const [fast, plain] = lanes.map((lane) => lane.turn);
   if (!fast.figures?.decode_s || !plain.figures?.decode_s) {
-    verdict.textContent = "The documents do not answer this; there is nothing to race.";
-    return;
+    verdict.textContent = "The documents do not answer this, so there is nothing to race.";
+    return verdict.textContent;
   }
+  const longest = Math.max(fast.figures.decode_s, plain.figures.decode_s);
+  for (const lane of lanes) lane.finish(longest);
   const ratio = plain.figures.decode_s / fast.figures.decode_s;
-  const same = fast.answer === plain.answer ? "the texts are equal" : "THE TEXTS DIFFER";
-  verdict.textContent =
-    `${ratio.toFixed(1)} times as fast: ${fast.figures.forward_passes} passes instead of ` +
-    `${plain.figures.forward_passes}; ${same}.`;
-  verdict.dataset.same = String(fast.answer === plain.answer);
+  const isSame = fast.answer === plain.answer;
+  verdict.dataset.same = String(isSame);
+  verdict.append(
+    element("strong", { textContent: `${ratio.toFixed(1)} times as fast` }),
+    `${counted(fast.figures.forward_passes, "forward pass", "forward passes")} instead of ` +
+      `${plain.figures.forward_passes}; ${isSame ? "the texts are equal" : "THE TEXTS DIFFER"}. `,
+    element("span", {
+      className: "quiet",
+      textContent: "One ran after the other; the clocks start with the first token. A race is not kept in the conversation.",
+    }),
+  );
+  sources.append(sourceList(fast.sources, open));
+  return verdict.textContent;
 }
 
 class Lane {
@@ -31,19 +45,27 @@ class Lane {
     this.draft = draft;
     this.open = open;
     this.turn = { answer: "", reasoning: "", spans: [], sources: [], figures: null };
-    this.clock = element("p", { className: "clock", textContent: "0.0 s" });
+    this.clock = element("span", { className: "clock", textContent: "0.00 s" });
+    this.words = element("span", { className: "quiet" });
+    this.bar = element("div");
     this.text = element("div", { className: "answer" });
-    this.rest = element("div");
-    this.root = element("div", { className: "lane" }, element("h2", { textContent: name }), this.clock, this.text, this.rest);
+    this.figures = element("div");
+    this.root = element(
+      "section",
+      { className: "lane" },
+      element("h3", { textContent: name }),
+      element("div", { className: "counters" }, this.clock, this.words),
+      element("div", { className: "track" }, this.bar),
+      this.text,
+      this.figures,
+    );
   }
 
   async run(answer) {
     let firstToken = null;
-    const tick = () => {
-      const seconds = firstToken === null ? 0 : (performance.now() - firstToken) / 1000;
-      this.clock.textContent = `${seconds.toFixed(1)} s`;
-    };
-    const timer = setInterval(tick, 100);
+    const timer = setInterval(() => {
+      if (firstToken !== null) this.clock.textContent = inSeconds((performance.now() - firstToken) / 1000);
+    }, 50);
     try {
       await answer(this.draft, this.turn, () => {
         if (this.turn.answer) firstToken ??= performance.now();
@@ -52,12 +74,21 @@ class Lane {
     } finally {
       clearInterval(timer);
     }
-    if (this.turn.figures?.decode_s) this.clock.textContent = `${this.turn.figures.decode_s.toFixed(2)} s`;
+    if (this.turn.figures?.decode_s) this.clock.textContent = inSeconds(this.turn.figures.decode_s);
   }
 
   update() {
-    const { answer, spans, sources, figures, firstToken } = this.turn;
-    this.text.replaceChildren(marked(answer, spans, sources, this.open));
-    this.rest.replaceChildren(sourceList(sources, this.open), figureList(figures, firstToken));
+    const { answer, spans, sources, figures } = this.turn;
+    showMarked(this.text, answer, spans, sources, this.open);
+    this.words.textContent = counted(answer.split(/\s+/).filter(Boolean).length, "word");
+    this.figures.replaceChildren(figureList(figures));
   }
+
+  finish(longest) {
+    this.bar.style.width = `${(100 * this.turn.figures.decode_s) / longest}%`;
+  }
+}
+
+function inSeconds(seconds) {
+  return `${seconds.toFixed(2)} s`;
 }

@@ -1,55 +1,44 @@
 // The document panel: the whole text, scrolled to the words that were copied.
 
 import { json } from "./api.js";
+import { closePanel, openPanel } from "./panels.js";
 import { colour, element } from "./show.js";
 
 export class Reader {
-  constructor(root, tell) {
+  constructor(root) {
     this.root = root;
-    this.tell = tell;
-    root.querySelector("#close-reader").addEventListener("click", () => this.close());
-    root.addEventListener("keydown", (event) => {
-      if (event.key === "Escape") this.close();
-    });
+    root.querySelector("#close-reader").addEventListener("click", () => closePanel(root));
   }
 
   /** Show a source's document and mark characters of the passage in it. */
   async open(source, span) {
-    this.cameFrom = document.activeElement;
-    try {
-      const { pages } = await json(`v1/documents/${encodeURIComponent(source.document)}/text`);
-      this.show(source, pages, span);
-    } catch (error) {
-      this.tell(error.message);
-    }
-  }
-
-  show(source, pages, span) {
+    const { pages } = await json(`v1/documents/${encodeURIComponent(source.document)}/text`);
     this.root.querySelector("#reader-name").textContent = source.source;
     const body = this.root.querySelector("#reader-text");
     body.replaceChildren();
-    const begin = source.start + span.source_start;
-    const end = source.start + span.source_end;
+    let mark = null;
     for (const page of pages) {
       if (page.page) body.append(element("h3", { textContent: `Page ${page.page}` }));
-      const part = element("div");
       const points = Array.from(page.text);
-      const isThis = (page.page ?? null) === (source.page ?? null);
-      if (isThis && points.slice(source.start, source.end).join("") === source.text) {
-        const mark = element("mark", { className: colour(source.number), textContent: points.slice(begin, end).join("") });
-        part.append(points.slice(0, begin).join(""), mark, points.slice(end).join(""));
-      } else part.append(page.text);
-      body.append(part);
+      const start = mark ? null : passageStart(source, page, points);
+      if (start === null) {
+        body.append(element("div", { textContent: page.text }));
+        continue;
+      }
+      const [begin, end] = [start + span.source_start, start + span.source_end];
+      mark = element("mark", { className: colour(source.number), textContent: points.slice(begin, end).join("") });
+      body.append(element("div", {}, points.slice(0, begin).join(""), mark, points.slice(end).join("")));
     }
-    this.root.hidden = false;
-    this.root.focus({ preventScroll: true });
-    const mark = body.querySelector("mark");
+    this.root.querySelector("#reader-note").hidden = mark !== null;
+    openPanel(this.root);
     if (mark) mark.scrollIntoView({ block: "center" });
-    else this.tell("The document has changed since; the words are no longer at their place.");
+    else this.root.scrollTop = 0;
   }
+}
 
-  close() {
-    this.root.hidden = true;
-    this.cameFrom?.focus();
-  }
+/** Where a passage begins in a page, if it is still there. */
+function passageStart(source, page, points) {
+  if ((page.page ?? null) !== (source.page ?? null)) return null;
+  if (page.text === source.text) return 0; // of some documents only the passages are kept
+  return points.slice(source.start, source.end).join("") === source.text ? source.start : null;
 }

@@ -9,91 +9,107 @@ export function element(tag, properties = {}, ...children) {
   return made;
 }
 
+/** A button in words; `label` says more to screen readers. */
+export function button(words, action, { label, className = "small" } = {}) {
+  const made = element("button", { type: "button", className, textContent: words });
+  if (label) made.setAttribute("aria-label", label);
+  made.addEventListener("click", action);
+  return made;
+}
+
+export function counted(number, noun, plural = `${noun}s`) {
+  return `${number} ${number === 1 ? noun : plural}`;
+}
+
 export function colour(number) {
   return `source-${(number - 1) % 5}`;
 }
 
 export function place(source) {
-  const page = source.page ? `, page ${source.page}` : "";
-  const headings = source.headings?.length ? `, ${source.headings.join(" > ")}` : "";
-  return `${source.source}${page}${headings}`;
+  return [source.source, within(source)].filter(Boolean).join(", ");
 }
 
-/** Text with its copied words marked; `open(source, span)` is called where one of them is chosen. */
-export function marked(text, spans, sources, open) {
+function within(source) {
+  const page = source.page ? `page ${source.page}` : "";
+  return [page, (source.headings ?? []).join(" > ")].filter(Boolean).join(", ");
+}
+
+/** Show a text with its copied words marked; `open(source, span)` is called where one of them is chosen. */
+export function showMarked(parent, text, spans, sources, open) {
+  const made = markedNodes(text, spans, sources, open);
+  let kept = 0; // what is there already stays, with its focus
+  while (kept < made.length && parent.childNodes[kept]?.isEqualNode(made[kept])) kept += 1;
+  while (parent.childNodes.length > kept) parent.lastChild.remove();
+  parent.append(...made.slice(kept));
+}
+
+function markedNodes(text, spans, sources, open) {
   const points = Array.from(text); // the server counts characters, not units of UTF-16
-  const fragment = document.createDocumentFragment();
+  const nodes = [];
   let reached = 0;
+  const plain = (end) => {
+    if (end > reached) nodes.push(document.createTextNode(points.slice(reached, end).join("")));
+  };
   for (const span of spans) {
     const begin = Math.max(span.start, reached);
     const source = sources.find((one) => one.number === span.number);
     if (begin >= span.end || !source) continue;
-    fragment.append(points.slice(reached, begin).join(""));
-    const mark = element("mark", {
-      className: colour(span.number),
-      title: `[${span.number}] ${place(source)}`,
-      tabIndex: 0,
-      textContent: points.slice(begin, span.end).join(""),
-      dataset: { start: begin, end: span.end, number: span.number },
-    });
-    mark.setAttribute("role", "button");
-    mark.setAttribute("aria-label", `${mark.textContent} (copied from ${place(source)})`);
-    const chosen = () => open(source, { ...span, source_start: span.source_start + begin - span.start });
-    mark.addEventListener("click", chosen);
-    mark.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" || event.key === " ") {
-        event.preventDefault();
-        chosen();
-      }
-    });
-    fragment.append(mark);
+    plain(begin);
+    const words = points.slice(begin, span.end).join("");
+    nodes.push(mark(words, { ...span, start: begin, source_start: span.source_start + begin - span.start }, source, open));
     reached = span.end;
   }
-  fragment.append(points.slice(reached).join(""));
-  return fragment;
+  plain(points.length);
+  return nodes;
+}
+
+function mark(words, span, source, open) {
+  const made = element("mark", {
+    className: colour(span.number),
+    title: `[${span.number}] ${place(source)}`,
+    tabIndex: 0,
+    textContent: words,
+    dataset: { start: span.start, end: span.end, number: span.number, sourceStart: span.source_start },
+  });
+  made.setAttribute("role", "button");
+  made.setAttribute("aria-label", `${words} (copied from ${place(source)})`);
+  made.addEventListener("click", () => {
+    if (getSelection().isCollapsed) open(source, span); // else words were selected to be copied
+  });
+  made.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" && event.key !== " ") return;
+    event.preventDefault();
+    open(source, span);
+  });
+  return made;
 }
 
 export function sourceList(sources, open) {
   const items = sources.map((source) => {
     const whole = { source_start: 0, source_end: Array.from(source.text).length };
-    const button = element("button", { className: "plain", type: "button", textContent: place(source) });
-    button.addEventListener("click", () => open(source, whole));
-    const score = source.similarity == null ? "" : `, similarity ${source.similarity.toFixed(2)}`;
+    const name = button(source.source, () => open(source, whole), { className: "plain name", label: `Open ${place(source)}` });
     const number = element("span", { className: `number ${colour(source.number)}`, textContent: source.number });
-    return element("li", {}, number, button, score);
+    const score = source.similarity == null ? "" : `similarity ${source.similarity.toFixed(2)}`;
+    const cell = element("div", {}, name, element("span", { className: "place", textContent: within(source) }));
+    return element("li", {}, number, cell, element("span", { className: "quiet", textContent: score }));
   });
-  return element("ul", { className: "sources" }, ...items);
+  const list = element("ul", { className: "sources" }, ...items);
+  list.setAttribute("aria-label", "Sources");
+  return list;
 }
 
+/** The figures of an answer; `firstToken` in seconds, if it is to be shown. */
 export function figureList(figures, firstToken) {
-  if (!figures?.forward_passes) return element("dl", { className: "figures" });
-  const tokens = figures.completion_tokens;
+  if (!figures?.forward_passes) return "";
+  const rate = figures.decode_s ? (figures.completion_tokens / figures.decode_s).toFixed(1) : "–";
   const shown = [
-    ["tokens per pass", figures.tokens_per_pass.toFixed(2)],
-    ["tokens per second", figures.decode_s ? (tokens / figures.decode_s).toFixed(1) : "–"],
-    ["to the first token", `${(firstToken ?? figures.queued_s + figures.prefill_s).toFixed(2)} s`],
-    ["copied", `${Math.round(100 * figures.copied_coverage)} %`],
+    [figures.tokens_per_pass.toFixed(2), "tokens per pass"],
+    [rate, "tokens per second"],
+    [`${Math.round(100 * figures.copied_coverage)} %`, "copied"],
   ];
-  const parts = shown.map(([name, value]) =>
+  if (firstToken != null) shown.splice(2, 0, [`${firstToken.toFixed(2)} s`, "to the first token"]);
+  const parts = shown.map(([value, name]) =>
     element("div", {}, element("dt", { textContent: name }), element("dd", { textContent: value })),
   );
   return element("dl", { className: "figures" }, ...parts);
-}
-
-/** A conversation as Markdown, with its sources as numbered citations. */
-export function asMarkdown(turns) {
-  return turns
-    .map((turn) => {
-      const cited = turn.sources.map((source) => `[${source.number}] ${place(source)}`).join("\n");
-      return `## ${turn.question}\n\n${withCitations(turn)}\n\n${cited}\n`;
-    })
-    .join("\n");
-}
-
-function withCitations(turn) {
-  const points = Array.from(turn.answer);
-  for (const span of [...turn.spans].sort((one, other) => other.end - one.end)) {
-    points.splice(span.end, 0, ` [${span.number}]`);
-  }
-  return points.join("");
 }

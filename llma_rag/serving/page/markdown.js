@@ -1,0 +1,24 @@
+// A conversation as Markdown: what was copied is followed by the number of its source, and the sources are listed.
+
+import { place } from "./show.js";
+
+export function asMarkdown(turns) {
+  return turns.map(turnAsMarkdown).join("\n");
+}
+
+function turnAsMarkdown(turn) {
+  const cited = turn.sources.map((source) => `[${source.number}] ${escaped(place(source))}  \n`).join("");
+  return `## ${escaped(turn.question.replace(/\s+/g, " "))}\n\n${withCitations(turn)}\n\n${cited}`;
+}
+
+function withCitations(turn) {
+  const points = Array.from(turn.answer);
+  for (const span of [...turn.spans].sort((one, other) => other.end - one.end)) {
+    points.splice(span.end, 0, ` [${span.number}]`);
+  }
+  return points.join("");
+}
+
+function escaped(words) {
+  return words.replace(/[\\`*_<[\]]/g, "\\$&");
+}
