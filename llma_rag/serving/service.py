@@ -117,8 +117,8 @@ class Service:
 
     @property
     def models(self) -> list[dict[str, Any]]:
-        """What can be asked, in OpenAI's form: the chatbot over the documents, and the model."""
-        return [
+        """What can be asked, in OpenAI's form: the chatbot over the documents, with its mode, and the model."""
+        listed: list[dict[str, Any]] = [
             {
                 "id": name,
                 "object": "model",
@@ -128,6 +128,8 @@ class Service:
             }
             for name in (self._documents_model, self._engine.name)
         ]
+        listed[0]["mode"] = self._bot.settings.mode
+        return listed
 
     def model(self, name: str) -> dict[str, Any]:
         """Return one of them, or raise ApiError."""

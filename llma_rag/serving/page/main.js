@@ -53,8 +53,11 @@ async function start() {
 
 /** Find out what answers from the documents; the server may have come only after the page. */
 async function connect() {
-  model ??= (await json("v1/models")).data[0].id;
+  if (model) return;
+  const [chatbot] = (await json("v1/models")).data;
+  model = chatbot.id;
   at("model").textContent = model.replace("+documents", "");
+  at("mode").value = chatbot.mode;
 }
 
 async function list() {
