@@ -6,7 +6,7 @@ Found from the texts alone, so the answer does not depend on how the output was 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 MIN_COPIED = 20  # characters
@@ -98,6 +98,39 @@ def copied_spans(output: str, references: Sequence[Reference], minimum: int = MI
             metadata = references[rank].metadata
             spans.append(CopiedSpan(start, end, rank, position, position + end - start, metadata))
     return spans
+
+
+class GrowingSpans:
+    """The copied spans of an output that grows: after every piece the same as `copied_spans` of all of it.
+
+    Only the last span can still grow, and new ones begin behind its beginning; so that is how far the search goes back.
+    """
+
+    def __init__(self, references: Sequence[Reference], minimum: int = MIN_COPIED) -> None:
+        self._references = references
+        self._minimum = minimum
+        self._tail = ""  # of the output, from where spans may still grow or begin
+        self._tail_start = 0
+        self._reached = 0  # the end of the last span that is final
+        self._growing: CopiedSpan | None = None
+
+    def extend(self, text: str) -> list[CopiedSpan]:
+        """Append text to the output; return the spans that are new, or longer than before, with the same `start`."""
+        self._tail += text
+        found = [
+            replace(span, start=span.start + self._tail_start, end=span.end + self._tail_start)
+            for span in copied_spans(self._tail, self._references, self._minimum)
+            if span.end + self._tail_start > self._reached
+        ]
+        changed = [span for span in found if span != self._growing]
+        length = self._tail_start + len(self._tail)
+        self._growing = found.pop() if found and found[-1].end == length else None
+        if found:
+            self._reached = found[-1].end
+        begin = self._growing.start if self._growing else max(self._tail_start, length - self._minimum + 1)
+        self._tail = self._tail[begin - self._tail_start :]
+        self._tail_start = begin
+        return changed
 
 
 def coverage(spans: Iterable[CopiedSpan], length: int) -> float:

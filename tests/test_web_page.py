@@ -93,7 +93,8 @@ def test_copied_words_are_marked_and_lead_to_their_place(chromium, served):
         with page.expect_download() as saving:
             page.locator("#save").click()
         text = saving.value.path().read_text()
-        assert text.startswith(f"## {QUESTION}\n\nIt says: {PIER} [1]") and "[1] pier.txt" in text
+        assert text.startswith(f"## {QUESTION}\n\nIt says: {PIER} [1]")
+        assert "[1] pier.txt" in text
         page.context.grant_permissions(["clipboard-read", "clipboard-write"])
         page.locator("#copy").click()
         page.locator("#status").get_by_text("Copied.").wait_for()
@@ -120,7 +121,8 @@ def test_the_race_shows_two_equal_texts_and_what_references_save(chromium, serve
         assert [lane.inner_text() for lane in page.locator(".lane .answer").all()] == [ANSWER, ANSWER]
         verdict = page.locator(".verdict").inner_text()
         assert float(verdict.split()[0]) > 1
-        assert "times as fast" in verdict and "the texts are equal" in verdict
+        assert "times as fast" in verdict
+        assert "the texts are equal" in verdict
         assert page.locator("#spoken").inner_text().startswith(verdict.split("\n")[0])
     assert served.conversations.list("here") == []  # a race is no turn
 

@@ -221,8 +221,8 @@ class _Terminal:
 
 
 def _last(kept: ConversationStore, about: str) -> Conversation | None:
-    known = kept.list(about)
-    return kept.get(known[0].id) if known else None
+    known = next((one for one in kept.list(about) if one.turns), None)  # others were begun and left
+    return kept.get(known.id) if known else None
 
 
 def _source_line(source: Source) -> Text:

@@ -13,7 +13,7 @@ from llma_rag.calls import Call, tool_choice_of
 from llma_rag.conversation import Answering, Chatbot, Conversation, ConversationStore, Source, Turn
 from llma_rag.engine import Engine, RequestOptions
 from llma_rag.evidence import numbered_spans
-from llma_rag.provenance import Reference, copied_spans
+from llma_rag.provenance import GrowingSpans, Reference
 from llma_rag.replies import ReplyPiece
 from llma_rag.serving.errors import ApiError
 from llma_rag.serving.metrics import Metrics
@@ -51,10 +51,9 @@ class ModelAnswer:
         """What is known before the first piece: nothing."""
         return {}
 
-    @property
-    def spans_so_far(self) -> dict[str, Any]:
-        """Nothing: references may be long."""
-        return {}
+    def new_spans(self) -> list[dict[str, int]]:
+        """Return none: references may be long."""
+        return []
 
     @property
     def finish_reason(self) -> str:
@@ -111,6 +110,8 @@ class DocumentsAnswer:
         self._with_ids = with_ids
         self._call = None if answering.basis == "refusal" else bot.call(answering)
         self._turn: Turn | None = None
+        self._growing = GrowingSpans([Reference(source.text) for source in answering.sources])
+        self._searched = 0  # characters of the reply
 
     async def pieces(self) -> AsyncGenerator[ReplyPiece]:
         """Yield the parts of the answer, then keep the turn; closing the iterator stops the model."""
@@ -137,15 +138,14 @@ class DocumentsAnswer:
             "conversation": self._conversation.id or None,
         }
 
-    @property
-    def spans_so_far(self) -> dict[str, Any]:
-        """The copied spans of the pieces so far."""
+    def new_spans(self) -> list[dict[str, int]]:
+        """Return the copied spans that the last piece has made or lengthened."""
         if self._call is None:
-            return {}
-        sources = self._answering.sources
-        found = copied_spans(self._call.content, [Reference(source.text) for source in sources])
-        numbers = [source.number for source in sources]
-        return {"spans": numbered_spans(found, numbers, len(self._answering.opening))}
+            return []
+        found = self._growing.extend(self._call.content[self._searched :])
+        self._searched = len(self._call.content)
+        numbers = [source.number for source in self._answering.sources]
+        return numbered_spans(found, numbers, len(self._answering.opening))
 
     @property
     def finish_reason(self) -> str:

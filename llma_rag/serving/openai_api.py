@@ -168,7 +168,7 @@ class StreamOptions(BaseModel):
 
     Attributes:
         include_usage: the last event has the tokens.
-        include_spans: every event of the chatbot's answer has the copied spans so far.
+        include_spans: events of the chatbot's answer have the copied spans that are new, or longer than before.
     """
 
     include_usage: bool | None = None
@@ -303,7 +303,7 @@ class Usage(NamedTuple):
 
 
 class Answer(Protocol):
-    """An answer that is on its way; all but `pieces` and `opening` is there after the last piece."""
+    """An answer that is on its way; `finish_reason`, `usage` and `evidence` are there after the last piece."""
 
     def pieces(self) -> AsyncGenerator[ReplyPiece]:
         """Yield its parts as they become final."""
@@ -314,9 +314,8 @@ class Answer(Protocol):
         """What is known before the first piece."""
         ...
 
-    @property
-    def spans_so_far(self) -> dict[str, Any]:
-        """The copied spans of the pieces so far, where they are cheap to find."""
+    def new_spans(self) -> list[dict[str, int]]:
+        """Return the copied spans that the last piece has made or lengthened, where they are cheap to find."""
         ...
 
     @property
@@ -378,8 +377,8 @@ class ResponseWriter:
             async with aclosing(answer.pieces()) as pieces:
                 async for piece in pieces:
                     told = {**answer.opening} if first else {}
-                    if options.include_spans:
-                        told.update(answer.spans_so_far)
+                    if options.include_spans and piece.content and (spans := answer.new_spans()):
+                        told["spans"] = spans
                     more = {**unknown, "llma_rag": told} if told else unknown
                     yield self._event([self._delta(index, piece, calls, first=first)], **more)
                     first, calls = False, calls + len(piece.tool_calls)

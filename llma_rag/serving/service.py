@@ -117,7 +117,7 @@ class Service:
 
     @property
     def models(self) -> list[dict[str, Any]]:
-        """What can be asked, in OpenAI's form: the chatbot over the documents, with its mode, and the model."""
+        """What can be asked, in OpenAI's form: the chatbot over the documents, with its mode and its model, and the model itself."""
         listed: list[dict[str, Any]] = [
             {
                 "id": name,
@@ -128,7 +128,7 @@ class Service:
             }
             for name in (self._documents_model, self._engine.name)
         ]
-        listed[0]["mode"] = self._bot.settings.mode
+        listed[0].update(root=self._engine.name, mode=self._bot.settings.mode)
         return listed
 
     def model(self, name: str) -> dict[str, Any]:

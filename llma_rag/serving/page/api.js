@@ -1,10 +1,11 @@
-// The server's API: JSON requests, answers as streams of events, and errors in words.
+// The server's API: JSON requests, uploads, answers as streams of events, and errors in words.
 
 const GONE = "The server does not answer. Is it still running?";
 const BROKEN = "The connection was lost in the middle of the answer.";
 
 let key = sessionStorage.getItem("key") || "";
-let askForKey = null; // async, returns a key
+let askForKey = null; // async, told why, returns a key
+let asking = null; // the promise of a key that is being asked for
 
 export class ApiError extends Error {
   constructor(status, message) {
@@ -17,23 +18,26 @@ export function whenKeyIsNeeded(ask) {
   askForKey = ask;
 }
 
-export async function changeKey() {
-  key = await askForKey();
-  sessionStorage.setItem("key", key);
+export function hasKey() {
+  return Boolean(key);
+}
+
+/** Have another key given; all who want one wait for the same. */
+export function changeKey(note = "") {
+  asking ??= askForKey(note)
+    .then((given) => (key = given))
+    .finally(() => (asking = null));
+  return asking;
 }
 
 export async function request(path, options = {}) {
-  let response;
-  try {
-    response = await fetch(path, { ...options, headers: { ...headers(), ...options.headers } });
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new ApiError(0, GONE);
-  }
-  if (response.status === 401) {
-    await changeKey();
-    return request(path, options);
-  }
+  const response = await withKey(async () => {
+    try {
+      return await fetch(path, { ...options, headers: { ...headers(), ...options.headers } });
+    } catch (error) {
+      throw error.name === "AbortError" ? error : new ApiError(0, GONE);
+    }
+  });
   if (!response.ok) throw asError(response.status, await response.text(), response.headers.get("Retry-After"));
   return response;
 }
@@ -42,11 +46,15 @@ export async function json(path, options) {
   return (await request(path, options)).json();
 }
 
-/** Send a file as a form; `onProgress` hears the share that is sent. Only the older kind of request tells it. */
+export function send(path, method, body, signal) {
+  return json(path, { method, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal });
+}
+
+/** Send a file as a form; `onProgress` hears the share that is sent, which only the older kind of request tells. */
 export async function upload(path, file, onProgress) {
   const form = new FormData();
   form.append("file", file);
-  const response = await new Promise((resolve, reject) => {
+  const sent = await withKey(() => new Promise((resolve, reject) => {
     const sending = new XMLHttpRequest();
     sending.open("POST", path);
     for (const [name, value] of Object.entries(headers())) sending.setRequestHeader(name, value);
@@ -54,19 +62,8 @@ export async function upload(path, file, onProgress) {
     sending.addEventListener("load", () => resolve(sending));
     sending.addEventListener("error", () => reject(new ApiError(0, GONE)));
     sending.send(form);
-  });
-  if (response.status === 401) {
-    await changeKey();
-    return upload(path, file, onProgress);
-  }
-  if (response.status >= 300) {
-    const retryAfter = response.getResponseHeader("Retry-After");
-    throw asError(response.status, response.responseText, retryAfter);
-  }
-}
-
-export function send(path, method, body) {
-  return json(path, { method, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+  }));
+  if (sent.status >= 300) throw asError(sent.status, sent.responseText, sent.getResponseHeader("Retry-After"));
 }
 
 /** Ask, and call `onEvent` with each event of the answer. */
@@ -74,34 +71,42 @@ export async function stream(body, signal, onEvent) {
   const response = await request("v1/chat/completions", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true, include_spans: true } }),
+    body: JSON.stringify({ ...body, stream: true, stream_options: { include_spans: true } }),
     signal,
   });
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let held = "";
-  let ended = false;
   try {
-    for (;;) {
-      const { value, done } = await reader.read();
-      if (done) break;
-      held += value;
-      const parts = held.split("\n\n");
+    for (let held = ""; ; ) {
+      const { value, done } = await reader.read().catch((error) => {
+        throw error.name === "AbortError" ? error : new ApiError(0, BROKEN);
+      });
+      if (done) throw new ApiError(0, BROKEN);
+      const parts = (held + value).split("\n\n"); // events of this server are one line each
       held = parts.pop();
       for (const part of parts) {
-        if (part === "data: [DONE]") ended = true;
-        else if (part.startsWith("data: ")) deliver(JSON.parse(part.slice(6)), onEvent);
+        if (part === "data: [DONE]") return;
+        if (!part.startsWith("data: ")) continue; // a comment: the answer is still to come
+        const event = JSON.parse(part.slice(6));
+        if (event.error) throw new ApiError(503, event.error.message);
+        onEvent(event);
       }
     }
-  } catch (error) {
-    if (error.name === "AbortError" || error instanceof ApiError) throw error;
-    throw new ApiError(0, BROKEN);
+  } finally {
+    reader.cancel().catch(() => {}); // it has ended already, or is to
   }
-  if (!ended) throw new ApiError(0, BROKEN);
 }
 
-function deliver(event, onEvent) {
-  if (event.error) throw new ApiError(503, event.error.message);
-  onEvent(event);
+/** Make a request, again with another key where the server refuses this one. */
+async function withKey(make) {
+  for (;;) {
+    const used = key;
+    const response = await make();
+    if (response.status !== 401) {
+      if (key) sessionStorage.setItem("key", key);
+      return response;
+    }
+    if (key === used) await changeKey(used ? "The server refused this key." : "");
+  }
 }
 
 function headers() {

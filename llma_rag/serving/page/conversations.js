@@ -10,12 +10,14 @@ export class Conversations {
     this.attempt = attempt;
     this.choose = choose;
     this.current = null;
+    this.isRenaming = false;
     root.querySelector("#new-conversation").addEventListener("click", () => attempt(() => choose(null)));
   }
 
   async list() {
-    if (this.root.hidden) return;
+    if (this.root.hidden || this.isRenaming) return;
     const { data } = await json("v1/conversations");
+    if (this.isRenaming) return;
     const items = data.filter((one) => one.turns).map((one) => this.item(one));
     this.root.querySelector("#conversation-list").replaceChildren(...items);
   }
@@ -36,17 +38,22 @@ export class Conversations {
   }
 
   rename(one, item) {
+    this.isRenaming = true;
     const name = element("input", { value: one.title, maxLength: 1000 });
     name.setAttribute("aria-label", "New title; Enter keeps it, Escape the old one");
-    name.addEventListener("keydown", (event) => {
-      if (event.key !== "Enter" && event.key !== "Escape") return;
+    const finish = (isKept) => this.attempt(async () => {
+      if (!this.isRenaming) return; // the field goes, and its blur comes, once it is finished
+      this.isRenaming = false;
+      const title = name.value.trim();
+      if (isKept && title) await send(pathOf(one), "PATCH", { title });
+      await this.list();
+    });
+    name.addEventListener("blur", () => finish(false));
+    name.addEventListener("keydown", async (event) => {
+      if (!["Enter", "Escape"].includes(event.key) || event.isComposing) return;
       event.preventDefault();
-      this.attempt(async () => {
-        const title = name.value.trim();
-        if (event.key === "Enter" && title) await send(pathOf(one), "PATCH", { title });
-        await this.list();
-        this.root.focus();
-      });
+      await finish(event.key === "Enter");
+      this.root.focus();
     });
     item.replaceChildren(name);
     name.select();
@@ -56,7 +63,10 @@ export class Conversations {
     if (!confirm(`Delete the conversation "${one.title}"?`)) return;
     await request(pathOf(one), { method: "DELETE" });
     if (one.id === this.current) await this.choose(null);
-    else await this.list();
+    else {
+      await this.list();
+      this.root.focus();
+    }
   }
 }
 

@@ -13,6 +13,8 @@ export class Documents {
     this.attempt = attempt;
     this.tell = tell;
     this.sending = Promise.resolve();
+    this.asked = 0; // lists so far
+    this.isChanging = false;
     const files = root.querySelector("#files");
     files.addEventListener("change", () => {
       this.send([...files.files]);
@@ -85,51 +87,49 @@ export class Documents {
   async list() {
     clearTimeout(this.timer);
     if (this.root.hidden) return;
+    this.asked += 1;
+    const asked = this.asked;
     try {
       const { data, indexing, limits } = await json("v1/documents");
+      if (asked !== this.asked) return; // this is old
       this.limits = limits;
       this.root.querySelector("#files").accept = limits.suffixes.join();
       this.show(data, indexing);
-      if (data.some((one) => ["waiting", "indexing"].includes(one.state))) {
-        this.timer = setTimeout(() => this.list(), POLL_MS);
-      }
+      this.isChanging = data.some((one) => ["waiting", "indexing"].includes(one.state));
     } catch (error) {
       this.tell(error.message);
     }
+    if (this.isChanging) this.timer = setTimeout(() => this.list(), POLL_MS);
   }
 
+  /** Show the documents; the rows of those that were there stay, with their focus. */
   show(documents, indexing) {
     const passages = documents.reduce((sum, one) => sum + one.passages, 0);
     const holdings = this.root.querySelector("#holdings");
     holdings.textContent = `${counted(documents.length, "document")}, ${counted(passages, "passage")}`;
     const list = this.root.querySelector("#document-list");
-    const focused = document.activeElement?.getAttribute("aria-label");
-    list.replaceChildren(...documents.map((one) => this.item(one, indexing)));
-    if (focused) list.querySelector(`[aria-label="${CSS.escape(focused)}"]`)?.focus();
+    const rows = new Map([...list.children].map((row) => [row.dataset.id, row]));
+    const shown = documents.map((one) => {
+      const row = rows.get(one.id) ?? this.row(one);
+      showState(row, one, indexing);
+      return row;
+    });
+    for (const row of rows.values()) if (!shown.includes(row)) row.remove();
+    shown.forEach((row, place) => {
+      if (list.children[place] !== row) list.insertBefore(row, list.children[place] ?? null);
+    });
   }
 
-  item(one, indexing) {
-    const states = {
-      waiting: "waiting to be indexed",
-      indexing: `indexing: ${counted(indexing?.embedded_passages ?? 0, "passage")} so far`,
-      indexed: counted(one.passages, "passage"),
-      failed: "not indexed",
-    };
+  row(one) {
     const remove = () => this.attempt(() => this.remove(one));
-    const item = element(
+    return element(
       "li",
-      {},
+      { dataset: { id: one.id } },
       element("span", { className: "name", textContent: one.name }),
-      element("span", { className: "quiet", textContent: states[one.state] }),
+      element("span", { className: "quiet" }),
       button("Remove", remove, { className: "link", label: `Remove ${one.name}` }),
+      element("span", { className: "failed" }),
     );
-    if (one.state === "indexing") {
-      const bar = element("progress");
-      bar.setAttribute("aria-label", `Indexing ${one.name}`);
-      item.append(bar);
-    }
-    if (one.error) item.append(element("span", { className: "failed", textContent: one.error }));
-    return item;
   }
 
   async remove(one) {
@@ -139,4 +139,16 @@ export class Documents {
     await this.list();
     this.root.focus();
   }
+}
+
+function showState(row, one, indexing) {
+  const [, state, , failure] = row.children;
+  const states = {
+    waiting: "waiting to be indexed",
+    indexing: `indexing: ${counted(indexing?.embedded_passages ?? 0, "passage")} so far`,
+    indexed: counted(one.passages, "passage"),
+    failed: "not indexed",
+  };
+  state.textContent = states[one.state];
+  failure.textContent = one.error ?? "";
 }

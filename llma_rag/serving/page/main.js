@@ -1,23 +1,29 @@
 // The page: a conversation about the documents, and a race with and without references.
 
-import { ApiError, changeKey, json, send, stream, whenKeyIsNeeded } from "./api.js";
+import { ApiError, changeKey, hasKey, json, send, stream, whenKeyIsNeeded } from "./api.js";
 import { Conversations } from "./conversations.js";
 import { Documents } from "./documents.js";
 import { asMarkdown } from "./markdown.js";
-import { closePanel, openPanel } from "./panels.js";
+import { closePanel, closeWhereItCovers, openPanel } from "./panels.js";
 import { race } from "./race.js";
 import { Reader } from "./reader.js";
 import { element } from "./show.js";
-import { ShownTurn } from "./turns.js";
+import { ShownTurn, newTurn, receive } from "./turns.js";
+
+const BUSY_MS = 300; // between tries while a stopped answer still ends in the same conversation
+const BUSY_TRIES = 10;
+const HASH = "#conversation=";
 
 const at = (id) => document.getElementById(id);
 const reader = new Reader(at("reader"));
-const documents = new Documents(at("documents"), attempt, tell);
+const documents = new Documents(at("documents"), attempt, showTrouble);
 const conversations = new Conversations(at("conversations"), attempt, choose);
 const open = (source, span) => attempt(() => reader.open(source, span));
 
-let model = null;
-let turns = []; // of the conversation, complete ones
+let chatbot = null; // the model that answers from the documents
+let view = { id: null, turns: [] }; // the conversation on the screen, with its complete turns
+let wanted = location.hash.startsWith(HASH) ? location.hash.slice(HASH.length) : null; // to be shown once there is a server
+let choices = 0; // of conversations so far
 let running = null; // an AbortController
 
 start();
@@ -33,106 +39,131 @@ async function start() {
     event.preventDefault();
     at("ask").requestSubmit();
   });
+  at("skip").addEventListener("click", (event) => {
+    event.preventDefault();
+    at("question").focus();
+  });
+  at("mode").addEventListener("change", () => (at("mode").dataset.chosen = "true"));
   at("race").addEventListener("click", () => attempt(runRace));
   at("stop").addEventListener("click", () => running?.abort());
   at("copy").addEventListener("click", () => attempt(copy));
   at("save").addEventListener("click", save);
-  at("show-key").addEventListener("click", () => attempt(changeKey));
+  at("dismiss").addEventListener("click", () => showTrouble(""));
+  at("show-key").addEventListener("click", () => attempt(useOtherKey));
+  at("show-key").hidden = !hasKey();
   for (const panel of [at("conversations"), at("documents")]) {
     at(`show-${panel.id}`).addEventListener("click", () => (panel.hidden ? openPanel(panel) : closePanel(panel)));
-    new MutationObserver(() => attempt(list)).observe(panel, { attributeFilter: ["hidden"] });
+    new MutationObserver(list).observe(panel, { attributeFilter: ["hidden"] });
   }
-  await attempt(async () => {
-    await connect();
-    const last = location.hash.slice(1);
-    if (last) await choose(last);
-  });
-  if (matchMedia("(min-width: 1100px)").matches) [at("conversations"), at("documents")].forEach(openPanel);
-  if (matchMedia("(pointer: fine)").matches) at("question").focus();
+  await attempt(connect);
+  if (matchMedia("(min-width: 1100px)").matches) {
+    for (const name of ["conversations", "documents"]) openPanel(at(name), { takeFocus: false });
+  }
+  focusQuestion();
 }
 
-/** Find out what answers from the documents; the server may have come only after the page. */
+/** Find out what answers from the documents; the server may come only after the page. */
 async function connect() {
-  if (model) return;
-  const [chatbot] = (await json("v1/models")).data;
-  model = chatbot.id;
-  at("model").textContent = model.replace("+documents", "");
-  at("mode").value = chatbot.mode;
+  if (chatbot) return;
+  chatbot = (await json("v1/models")).data.find((model) => model.mode);
+  at("model").textContent = chatbot.root;
+  if (!at("mode").dataset.chosen) at("mode").value = chatbot.mode;
+  if (wanted) await choose(wanted);
+  wanted = null;
 }
 
+/** List what the open panels show. */
 async function list() {
-  await Promise.all([conversations.list(), documents.list()]);
+  if (!chatbot) return;
+  await Promise.all([documents.list(), conversations.list().catch((error) => showTrouble(error.message))]);
 }
 
 // -- asking ------------------------------------------------------------------------------------------
 
 async function ask() {
   const question = at("question").value.trim();
-  if (!question || running) return;
+  if (!question) return;
+  await connect();
+  if (running) return;
   await work("Answering", async (signal) => {
+    const here = view;
     const turn = newTurn(question);
     const shown = new ShownTurn(turn, open);
     at("turns").append(shown.root);
     shown.root.scrollIntoView({ block: "nearest" });
     at("question").value = "";
     try {
-      await begin();
-      const body = { ...bodyFor(question), conversation: conversations.current };
-      await follow(body, turn, signal, () => keepingEndInView(() => shown.update()));
+      await begin(here, signal);
+      const body = { ...bodyFor([], question), conversation: here.id };
+      await follow(body, turn, signal, () => keepEndInView(() => shown.update()));
     } catch (error) {
-      if (error.name === "AbortError") shown.end("Stopped; this turn is not kept.");
-      else {
-        if (turn.answer) shown.end("Broken off; this turn is not kept.");
-        else shown.root.remove();
-        at("question").value ||= question;
+      if (error.name !== "AbortError" || !turn.figures) { // else it was stopped when it was complete
+        endEarly(shown, error);
+        throw error;
       }
-      throw error;
     }
-    turns.push(turn);
-    at("keep").hidden = false;
+    here.turns.push(turn);
+    at("export").hidden = !view.turns.length;
     return turn.answer;
   });
-  await conversations.list();
+  await list();
+}
+
+/** Say what became of a turn; what was asked is not lost. */
+function endEarly(shown, error) {
+  const { question, answer, reasoning } = shown.turn;
+  if (error.name === "AbortError") shown.end("Stopped; this turn is not kept.");
+  else {
+    if (answer || reasoning) shown.end("Broken off; this turn is not kept.");
+    else shown.root.remove();
+    at("question").value ||= question;
+  }
 }
 
 async function runRace() {
-  const question = at("question").value.trim() || turns.at(-1)?.question;
+  const typed = at("question").value.trim();
+  const question = typed || view.turns.at(-1)?.question;
   if (!question) throw new ApiError(0, "Write a question to race with.");
-  if (running) return;
-  await work("Racing", (signal) => race(at("turns"), question, (draft, turn, update) => {
-    return follow({ ...bodyFor(question), draft }, turn, signal, () => keepingEndInView(update));
-  }, open));
-}
-
-async function begin() {
   await connect();
-  if (conversations.current !== null) return;
-  setCurrent((await send("v1/conversations", "POST", {})).id);
+  if (running) return;
+  await work("Racing", (signal) => {
+    const earlier = typed ? view.turns : view.turns.slice(0, -1);
+    const answer = (draft, turn, update) => {
+      return follow({ ...bodyFor(earlier, question), draft }, turn, signal, () => keepEndInView(update));
+    };
+    return race(at("turns"), question, answer, open);
+  });
 }
 
-function newTurn(question) {
-  return { question, answer: "", reasoning: "", spans: [], sources: [], figures: null };
+/** Have the server keep a conversation, if it does not yet. */
+async function begin(here, signal) {
+  if (here.id !== null) return;
+  here.id = (await send("v1/conversations", "POST", {}, signal)).id;
+  if (view === here) showId();
 }
 
-function bodyFor(question) {
-  return { model, messages: [{ role: "user", content: question }], mode: at("mode").value };
+function bodyFor(earlier, question) {
+  const said = earlier.flatMap((turn) => [
+    { role: "user", content: turn.question },
+    { role: "assistant", content: turn.answer },
+  ]);
+  return { model: chatbot.id, messages: [...said, { role: "user", content: question }], mode: at("mode").value };
 }
 
 /** Follow an answer event by event into `turn`. */
 async function follow(body, turn, signal, update) {
-  const begun = performance.now();
-  await stream(body, signal, (event) => {
-    const choice = event.choices[0];
-    const told = event.llma_rag ?? {};
-    for (const name of ["sources", "spans", "figures"]) if (told[name]) turn[name] = told[name];
-    turn.leftOut = told.left_out_turns ?? turn.leftOut;
-    if (choice?.delta.content || choice?.delta.reasoning_content) {
-      turn.firstToken ??= (performance.now() - begun) / 1000;
-      turn.answer += choice.delta.content ?? "";
-      turn.reasoning += choice.delta.reasoning_content ?? "";
-    }
+  const onEvent = (event) => {
+    receive(turn, event);
     update();
-  });
+  };
+  for (let tries = 1; ; tries += 1) {
+    try {
+      return await stream(body, signal, onEvent);
+    } catch (error) {
+      if (error.status !== 409 || tries === BUSY_TRIES) throw error;
+      await new Promise((resolve) => setTimeout(resolve, BUSY_MS));
+    }
+  }
 }
 
 /** Do some work that Stop ends; `task(signal)` returns what screen readers say once it is done. */
@@ -144,20 +175,21 @@ async function work(name, task) {
     at("send").disabled = at("race").disabled = is;
   };
   busy(true);
-  say(`${name} …`);
+  showStatus(`${name} …`);
   try {
     at("spoken").textContent = await task(signal);
-    say("");
+    showStatus("");
   } catch (error) {
-    say(error.name === "AbortError" ? "Stopped." : "");
+    showStatus(error.name === "AbortError" ? "Stopped." : "");
     throw error;
   } finally {
     running = null;
     busy(false);
+    if (document.activeElement === document.body) focusQuestion(); // a button that had it is gone
   }
 }
 
-function keepingEndInView(change) {
+function keepEndInView(change) {
   const page = document.documentElement;
   const isAtEnd = page.scrollTop + page.clientHeight > page.scrollHeight - 40;
   change();
@@ -168,66 +200,88 @@ function keepingEndInView(change) {
 
 /** Show a conversation, or a new one for null. */
 async function choose(id) {
-  running?.abort();
-  let kept = [];
+  choices += 1;
+  const choice = choices;
+  let turns = [];
   try {
-    if (id) kept = (await json(`v1/conversations/${encodeURIComponent(id)}`)).turns;
+    if (id !== null) turns = (await json(`v1/conversations/${encodeURIComponent(id)}`)).turns;
   } catch (error) {
     if (error.status !== 404) throw error;
     id = null;
   }
-  setCurrent(id);
-  turns = kept;
-  at("keep").hidden = !turns.length;
+  if (choice !== choices) return; // another was chosen meanwhile
+  running?.abort();
+  view = { id, turns };
+  showId();
+  at("export").hidden = !turns.length;
   at("turns").replaceChildren(...turns.map((turn) => new ShownTurn(turn, open).root));
-  say("");
+  showStatus("");
+  closeWhereItCovers(at("conversations"));
+  scrollTo(0, document.documentElement.scrollHeight);
+  focusQuestion();
   await conversations.list();
 }
 
-function setCurrent(id) {
-  conversations.current = id;
-  history.replaceState(null, "", id ? `#${id}` : location.pathname);
+function showId() {
+  conversations.current = view.id;
+  history.replaceState(null, "", view.id ? HASH + view.id : location.pathname);
 }
 
 async function copy() {
   if (!navigator.clipboard) throw new ApiError(0, "The browser lets pages without HTTPS copy nothing; choose Save.");
-  await navigator.clipboard.writeText(asMarkdown(turns));
-  say("Copied.");
+  await navigator.clipboard.writeText(asMarkdown(view.turns));
+  showStatus("Copied.");
 }
 
 function save() {
-  const url = URL.createObjectURL(new Blob([asMarkdown(turns)], { type: "text/markdown" }));
+  const url = URL.createObjectURL(new Blob([asMarkdown(view.turns)], { type: "text/markdown" }));
   element("a", { href: url, download: "conversation.md" }).click();
-  URL.revokeObjectURL(url);
+  setTimeout(() => URL.revokeObjectURL(url), 60_000);
 }
 
 // -- what is told, and the key -----------------------------------------------------------------------
 
+/** Run an action of the user's; what goes wrong is told until the next. */
 async function attempt(action) {
-  tell("");
+  showTrouble("");
   try {
     await action();
   } catch (error) {
-    if (error.name !== "AbortError") tell(error.message);
+    if (error.name !== "AbortError") showTrouble(error.message);
   }
 }
 
-function tell(trouble) {
-  at("trouble").textContent = trouble;
-  at("trouble").hidden = !trouble;
+function showTrouble(message) {
+  at("trouble-text").textContent = message;
+  at("trouble").hidden = !message;
 }
 
-function say(words) {
+function showStatus(words) {
   at("status").textContent = words;
 }
 
-function askForKey() {
+/** Where there is a keyboard; elsewhere one would cover the screen. */
+function focusQuestion() {
+  if (matchMedia("(pointer: fine)").matches) at("question").focus();
+}
+
+async function useOtherKey() {
+  await changeKey();
+  await connect();
+  await list();
+}
+
+/** Ask for the API key; `note` says why. */
+function askForKey(note) {
+  const dialog = at("key-dialog");
   at("show-key").hidden = false;
+  at("key-note").textContent = note;
   at("key").value = "";
-  at("key-dialog").showModal();
+  dialog.returnValue = "";
+  dialog.showModal();
   return new Promise((resolve, reject) => {
-    at("key-dialog").addEventListener("close", () => {
-      if (at("key").value) resolve(at("key").value);
+    dialog.addEventListener("close", () => {
+      if (dialog.returnValue === "use") resolve(at("key").value.trim());
       else reject(new ApiError(401, "Without its key the server answers nothing; choose Key to give it."));
     }, { once: true });
   });

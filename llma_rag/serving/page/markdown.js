@@ -7,18 +7,19 @@ export function asMarkdown(turns) {
 }
 
 function turnAsMarkdown(turn) {
-  const cited = turn.sources.map((source) => `[${source.number}] ${escaped(place(source))}  \n`).join("");
-  return `## ${escaped(turn.question.replace(/\s+/g, " "))}\n\n${withCitations(turn)}\n\n${cited}`;
+  const cited = turn.sources.map((source) => `[${source.number}] ${onOneLine(place(source))}  \n`).join("");
+  return `## ${onOneLine(turn.question)}\n\n${withCitations(turn)}\n\n${cited}`;
 }
 
+/** The answer, which is Markdown already, but never HTML. */
 function withCitations(turn) {
-  const points = Array.from(turn.answer);
+  const points = Array.from(turn.answer, (point) => (point === "<" ? "\\<" : point));
   for (const span of [...turn.spans].sort((one, other) => other.end - one.end)) {
     points.splice(span.end, 0, ` [${span.number}]`);
   }
   return points.join("");
 }
 
-function escaped(words) {
-  return words.replace(/[\\`*_<[\]]/g, "\\$&");
+function onOneLine(words) {
+  return words.replace(/\s+/g, " ").replace(/[\\`*_<[\]]/g, "\\$&");
 }

@@ -7,27 +7,31 @@ import { colour, element } from "./show.js";
 export class Reader {
   constructor(root) {
     this.root = root;
+    this.asked = 0; // documents so far
     root.querySelector("#close-reader").addEventListener("click", () => closePanel(root));
   }
 
   /** Show a source's document and mark characters of the passage in it. */
   async open(source, span) {
+    this.asked += 1;
+    const asked = this.asked;
     const { pages } = await json(`v1/documents/${encodeURIComponent(source.document)}/text`);
+    if (asked !== this.asked) return; // another was chosen meanwhile
     this.root.querySelector("#reader-name").textContent = source.source;
     const body = this.root.querySelector("#reader-text");
     body.replaceChildren();
     let mark = null;
     for (const page of pages) {
       if (page.page) body.append(element("h3", { textContent: `Page ${page.page}` }));
-      const points = Array.from(page.text);
-      const start = mark ? null : passageStart(source, page, points);
+      const start = mark ? null : passageStart(source, page);
       if (start === null) {
         body.append(element("div", { textContent: page.text }));
         continue;
       }
-      const [begin, end] = [start + span.source_start, start + span.source_end];
-      mark = element("mark", { className: colour(source.number), textContent: points.slice(begin, end).join("") });
-      body.append(element("div", {}, points.slice(0, begin).join(""), mark, points.slice(end).join("")));
+      const begin = unitsAt(page.text, start + span.source_start);
+      const end = unitsAt(page.text, start + span.source_end);
+      mark = element("mark", { className: colour(source), textContent: page.text.slice(begin, end) });
+      body.append(element("div", {}, page.text.slice(0, begin), mark, page.text.slice(end)));
     }
     this.root.querySelector("#reader-note").hidden = mark !== null;
     openPanel(this.root);
@@ -36,9 +40,16 @@ export class Reader {
   }
 }
 
-/** Where a passage begins in a page, if it is still there. */
-function passageStart(source, page, points) {
+/** At which character of a page a passage begins, if it is still there. */
+function passageStart(source, page) {
   if ((page.page ?? null) !== (source.page ?? null)) return null;
   if (page.text === source.text) return 0; // of some documents only the passages are kept
-  return points.slice(source.start, source.end).join("") === source.text ? source.start : null;
+  return page.text.startsWith(source.text, unitsAt(page.text, source.start)) ? source.start : null;
+}
+
+/** How many units of UTF-16 a number of characters takes; the server counts characters. */
+function unitsAt(text, characters) {
+  let units = 0;
+  for (let left = characters; left > 0 && units < text.length; left -= 1) units += text.codePointAt(units) > 0xffff ? 2 : 1;
+  return units;
 }

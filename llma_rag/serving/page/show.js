@@ -21,8 +21,11 @@ export function counted(number, noun, plural = `${noun}s`) {
   return `${number} ${number === 1 ? noun : plural}`;
 }
 
-export function colour(number) {
-  return `source-${(number - 1) % 5}`;
+const COLOURS = 5;
+
+/** The class of a source's colour, by its number. */
+export function colour(source) {
+  return `source-${(source.number - 1) % COLOURS}`;
 }
 
 export function place(source) {
@@ -65,7 +68,7 @@ function markedNodes(text, spans, sources, open) {
 
 function mark(words, span, source, open) {
   const made = element("mark", {
-    className: colour(span.number),
+    className: colour(source),
     title: `[${span.number}] ${place(source)}`,
     tabIndex: 0,
     textContent: words,
@@ -88,7 +91,7 @@ export function sourceList(sources, open) {
   const items = sources.map((source) => {
     const whole = { source_start: 0, source_end: Array.from(source.text).length };
     const name = button(source.source, () => open(source, whole), { className: "plain name", label: `Open ${place(source)}` });
-    const number = element("span", { className: `number ${colour(source.number)}`, textContent: source.number });
+    const number = element("span", { className: `number ${colour(source)}`, textContent: source.number });
     const score = source.similarity == null ? "" : `similarity ${source.similarity.toFixed(2)}`;
     const cell = element("div", {}, name, element("span", { className: "place", textContent: within(source) }));
     return element("li", {}, number, cell, element("span", { className: "quiet", textContent: score }));
@@ -98,16 +101,16 @@ export function sourceList(sources, open) {
   return list;
 }
 
-/** The figures of an answer; `firstToken` in seconds, if it is to be shown. */
-export function figureList(figures, firstToken) {
-  if (!figures?.forward_passes) return "";
+/** The figures of an answer; the prompt counts only where `withPrompt`. */
+export function figureList(figures, { withPrompt = true } = {}) {
+  if (!figures?.forward_passes) return ""; // the documents do not answer
   const rate = figures.decode_s ? (figures.completion_tokens / figures.decode_s).toFixed(1) : "–";
   const shown = [
     [figures.tokens_per_pass.toFixed(2), "tokens per pass"],
     [rate, "tokens per second"],
     [`${Math.round(100 * figures.copied_coverage)} %`, "copied"],
   ];
-  if (firstToken != null) shown.splice(2, 0, [`${firstToken.toFixed(2)} s`, "to the first token"]);
+  if (withPrompt) shown.splice(2, 0, [`${(figures.queued_s + figures.prefill_s).toFixed(2)} s`, "to the first token"]);
   const parts = shown.map(([value, name]) =>
     element("div", {}, element("dt", { textContent: name }), element("dd", { textContent: value })),
   );
