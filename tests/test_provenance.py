@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llma_rag.provenance import Reference, as_references, copied_spans, coverage
+from llma_rag.provenance import GrowingSpans, Reference, as_references, copied_spans, coverage
 
 texts = st.text("ab ", max_size=30)
 
@@ -45,6 +45,24 @@ def test_spans_are_the_maximal_common_ranges(output, references, minimum):
         assert (
             output[span.start : span.end]
             == references[span.reference_index][span.reference_start : span.reference_end]
+        )
+
+
+@given(
+    pieces=st.lists(st.text("ab ", max_size=6), max_size=12),
+    references=st.lists(texts, max_size=4),
+    minimum=st.integers(1, 5),
+)
+def test_spans_of_a_growing_output_are_those_of_all_of_it(pieces, references, minimum):
+    references = as_references(references)
+    growing, output, known = GrowingSpans(references, minimum), "", {}
+    for piece in pieces:
+        output += piece
+        changed = growing.extend(piece)
+        assert all(known.get(span.start) != span for span in changed)
+        known.update({span.start: span for span in changed})
+        assert sorted(known.values(), key=lambda span: span.start) == copied_spans(
+            output, references, minimum
         )
 
 

@@ -37,7 +37,12 @@ def with_key(key, scheme="Bearer"):
 def test_all_but_health_and_the_pages_files_needs_the_key(locked):
     for path in ("/healthz", "/", "/page/main.js"):
         assert locked.http.get(path).status_code == 200
-    assert "script-src 'self'" in locked.http.get("/").headers["content-security-policy"]
+    page = locked.http.get("/").headers
+    assert "default-src 'none'; script-src 'self'" in page["content-security-policy"]
+    assert "trusted-types 'none'" in page["content-security-policy"]
+    assert "unsafe" not in page["content-security-policy"]
+    assert page["cache-control"] == "no-cache"
+    assert locked.http.get("/v1/models", headers=with_key(KEY)).headers["cache-control"] == "no-store"
     assert locked.http.get("/page/../app.py").status_code == 401
     assert locked.http.get("/page/%2e%2e/app.py").status_code == 404
     for route in locked.app.openapi()["paths"]:

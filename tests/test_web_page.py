@@ -14,9 +14,8 @@ import pytest
 
 from llma_rag.conversation import ChatSettings
 from llma_rag.conversation.chatbot import REFUSAL
-from llma_rag.retrieval import Document, StoredDocument
+from llma_rag.retrieval import Chunk, Document, StoredDocument
 from llma_rag.retrieval.reading import MAX_FILE_BYTES
-from tests.letters import chunk
 from tests.scripted_engine import scripted_engine
 from tests.serving import MUSEUM, PIER, served_process, serving, until
 
@@ -48,9 +47,11 @@ def opened(chromium, served, *, may_tell=(), **options):
     page.on("console", lambda message: told.append(message.text))
     page.on("pageerror", lambda error: told.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
-    page.goto(served.url)
-    yield page
-    context.close()
+    try:
+        page.goto(served.url)
+        yield page
+    finally:
+        context.close()
     assert [text for text in told if not any(part in text for part in may_tell)] == []
     assert [url for url in asked if not url.startswith((served.url, "blob:"))] == []
 
@@ -62,9 +63,12 @@ def served(tmp_path):
 
 
 def ask(page, question=QUESTION):
+    """Ask, and wait for the whole answer."""
+    figures = page.locator(".turn .figures")
+    before = figures.count()
     page.locator("#question").fill(question)
     page.keyboard.press("Enter")
-    page.locator(".turn .figures dd").last.wait_for()
+    figures.nth(before).wait_for()
 
 
 def last_turn(served):
@@ -103,6 +107,13 @@ def test_copied_words_are_marked_and_lead_to_their_place(chromium, served):
         page.locator(".answer mark").nth(1).wait_for()
         ask(page, "And why?")
         assert page.locator(".turn").count() == 2
+        served.engine.runner.step_s = 0.2
+        page.locator("#question").fill(QUESTION)
+        page.keyboard.press("Enter")
+        page.locator(".turn:nth-child(3) .answer mark").wait_for()
+        assert page.locator("#stop").is_visible()  # marked while the answer still grows
+        page.locator(".turn:nth-child(3) .figures").wait_for()
+        served.engine.runner.step_s = 0
         page.locator("#new-conversation").click()
         page.locator("#question").fill("Zzz?")  # nothing in the documents
         page.keyboard.press("Enter")
@@ -174,8 +185,6 @@ def _drop(page, files):
 def test_an_answer_can_be_stopped_and_conversations_renamed_and_deleted(chromium, tmp_path):
     engine = scripted_engine("word " * 400)
     with serving(engine, tmp_path) as served, opened(chromium, served) as page:
-        ask_first = served.chat("When?", max_tokens=1)
-        assert ask_first.status_code == 200
         engine.runner.step_s = 0.1
         page.locator("#question").fill("Go on, at length, about the pier.")
         page.keyboard.press("Enter")
@@ -205,10 +214,12 @@ def test_an_answer_can_be_stopped_and_conversations_renamed_and_deleted(chromium
 def test_text_of_documents_names_and_the_model_is_never_html(chromium, tmp_path):
     with serving(scripted_engine(HOSTILE), tmp_path, chat=ChatSettings(min_similarity=-1)) as served:
         source = "/x/<img src=x onerror=alert(1)>.txt"
-        stored = StoredDocument(source, "x", 1)
-        made = [chunk(HOSTILE, source)]
+        before = "🙂 so \r\n<b>this</b> 🙂\r\n"
+        pages = [Document("🙂", source, 1), Document(f"{before}{HOSTILE}\r\n", source, 2)]
+        start = len(before)
+        passage = Chunk(HOSTILE, source, start, start + len(HOSTILE), page=2)
         vectors = served.store.embedder.embed([HOSTILE])
-        served.store.put_document(stored, [Document(HOSTILE, source)], made, vectors)
+        served.store.put_document(StoredDocument(source, "x", 1), pages, [passage], vectors)
         with opened(chromium, served) as page:
             page.on("dialog", lambda dialog: pytest.fail(dialog.message))
             ask(page, "<b>Closed</b>?")
@@ -216,6 +227,11 @@ def test_text_of_documents_names_and_the_model_is_never_html(chromium, tmp_path)
             page.locator(".answer mark").first.click()
             page.locator("#reader").wait_for()
             assert page.locator("#reader-text mark").text_content() == HOSTILE
+            assert page.locator("#reader-text div").nth(1).text_content() == pages[1].text
+            assert page.locator("#documents").is_hidden()  # the two share the right side
+            page.locator("#show-documents").click()
+            page.locator("#document-list").get_by_text("alert(1)").wait_for()
+            assert page.locator("#reader").is_hidden()
             assert page.locator(".asked").inner_text() == "<b>Closed</b>?"
             assert page.title() == "llma_rag"
             for tag in ("img", "b", "a", "script"):
@@ -289,6 +305,11 @@ def test_it_is_accessible_and_good_to_look_at(chromium, demo, tmp_path, width, h
             page.keyboard.press("Escape")
             assert page.evaluate("document.activeElement.id") == "show-documents"
         ask(page, "What does error code E4 mean on the Morvello B2?")
+        if is_phone:
+            page.locator("#show-conversations").click()
+            page.locator("#conversation-list button").first.click()
+            page.locator("#conversations").wait_for(state="hidden")  # and shows what was chosen
+            page.locator(".turn .figures").wait_for()
         page.locator("#race").click()
         page.locator(".verdict[data-same=true]").wait_for()
         assert page.locator("#status").inner_text() == ""
@@ -301,7 +322,9 @@ def test_it_is_accessible_and_good_to_look_at(chromium, demo, tmp_path, width, h
             if page.evaluate("document.activeElement.matches('.turn:first-child mark')"):
                 break
         page.keyboard.press("Enter")
+        marked = page.locator(".turn:first-child mark").first.text_content()
         page.locator("#reader-text mark").wait_for()
+        assert page.locator("#reader-text mark").text_content() == marked
         assert page.evaluate("document.activeElement.id") == "reader"
         page.screenshot(path=folder / f"document-{width}-{scheme}.png")
         _check(page)

@@ -20,7 +20,6 @@ _PAGE_CACHING = {"Cache-Control": "no-cache"}
 _DATA_CACHING = {"Cache-Control": "no-store"}  # answers and documents are nobody else's
 
 
-
 class WithHeaders:
     """ASGI middleware that adds the page's headers to responses: none is to be taken for more than it is."""
 
