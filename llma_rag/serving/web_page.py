@@ -30,7 +30,6 @@ class WithHeaders:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
-
         headers = self._of_data if scope.get("path", "").startswith("/v1/") else self._of_page
 
         async def with_headers(message: Message) -> None:
