@@ -158,12 +158,27 @@ def test_what_a_killed_server_left_is_indexed_or_cleaned_away(store, tmp_path):
     ]
 
 
+LONG = "\n\n".join(f"Paragraph {number} of the long document. " * 20 for number in range(300))
+
+
+def test_a_document_that_is_deleted_is_not_embedded_to_its_end(tmp_path):
+    embedder = GatedEmbedder()
+    with DocumentStore(embedder) as store, Uploads(store, tmp_path) as uploads:
+        sent = put(uploads, "long.txt", LONG)
+        assert embedder.began.wait(10)
+        uploads.delete(sent.id)
+        put(uploads, "later.txt", "Later.")
+        embedder.may.set()
+        assert [one.name for one in settled(uploads)] == ["later.txt"]
+        assert embedder.embedded < 200  # one part of the long one, and the other
+        assert store.sources == [str(tmp_path / "later.txt")]
+
+
 def test_closing_does_not_wait_for_a_long_document(tmp_path):
     embedder = GatedEmbedder()
-    words = "\n\n".join(f"Paragraph {number} of the long document. " * 20 for number in range(300))
     with DocumentStore(embedder) as store:
         with Uploads(store, tmp_path) as uploads:
-            put(uploads, "long.txt", words)
+            put(uploads, "long.txt", LONG)
             assert embedder.began.wait(10)
             threading.Timer(0.2, embedder.may.set).start()
         assert store.sources == []

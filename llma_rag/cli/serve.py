@@ -70,10 +70,10 @@ def run_serve(
             chat_settings=chat_settings,
             settings=settings,
         )
-        address = f"[{host}]" if ":" in host else host
+        address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
         status_console.print(
-            f"{len(place.store)} passages; OpenAI's clients find the server at "
-            f"http://{address}:{listening.getsockname()[1]}/v1; Ctrl-C ends it",
+            f"{len(place.store)} passages; the page is at {address}, OpenAI's clients find the server at {address}/v1; "
+            "Ctrl-C ends it",
             soft_wrap=True,
         )
         serve(app, listening)

@@ -20,6 +20,7 @@ from llma_rag.retrieval.reading import MAX_FILE_BYTES, SUFFIXES
 
 _log = logging.getLogger(__name__)
 _MOST_NAME_BYTES = 200
+_NOT_IN_NAMES = '/\\:*?"<>|'
 _PIECE_BYTES = 2**20
 _CLOSING_S = 10
 
@@ -154,6 +155,8 @@ class Uploads(Closing):
                 failure = self._index(path)
             except _StoppedError:
                 return
+            except _DeletedError:
+                self._store.remove_sources([str(path)])
             except Exception as error:  # the next document may do; clients see what is wrong
                 if self._closing:
                     return
@@ -187,6 +190,8 @@ class Uploads(Closing):
     def _tell(self, progress: IndexProgress) -> None:
         if self._closing:
             raise _StoppedError
+        if self._indexing is not None and not self._indexing.exists():
+            raise _DeletedError
         self._embedded = progress.embedded_chunks
 
     # -- states ---------------------------------------------------------------------------------------
@@ -227,6 +232,10 @@ class _StoppedError(Exception):
     """The server shuts down."""
 
 
+class _DeletedError(Exception):
+    """The document that is being indexed is not wanted any more."""
+
+
 def document_id(source: str) -> str:
     """Return what clients call a document."""
     return "doc-" + hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()[:24]
@@ -246,15 +255,15 @@ def checked_name(name: str) -> str:
     Raises:
         DocumentError: it is a path, hidden, too long, cannot be shown, or does not end as a document's does.
     """
-    if not name or not name.isprintable() or set(name) & set('/\\:*?"<>|') or name.startswith("."):
+    if not name or not name.isprintable() or set(name) & set(_NOT_IN_NAMES) or name.startswith("."):
         raise DocumentError(
-            f"a document's name must be a plain file name without path or control characters, got {name!a}"
+            f"a document's name must not begin with a dot, nor hold control characters or any of {_NOT_IN_NAMES}, got {name!r}"
         )
     if len(name.encode("utf-8", "surrogatepass")) > _MOST_NAME_BYTES:
-        raise DocumentError(f"a document's name may have {_MOST_NAME_BYTES} bytes, got {name!a}")
+        raise DocumentError(f"a document's name may have {_MOST_NAME_BYTES} bytes, got {name!r}")
     if Path(name).suffix.lower() not in SUFFIXES:
         raise DocumentError(
-            f"{name!a} is not a document: it must end with one of {' '.join(sorted(SUFFIXES))}"
+            f"{name!r} is not a document: it must end with one of {' '.join(sorted(SUFFIXES))}"
         )
     return name
 
@@ -265,7 +274,7 @@ def _pieces(content: BinaryIO, name: str) -> Iterator[bytes]:
         read += len(piece)
         if read > MAX_FILE_BYTES:
             raise DocumentError(
-                f"{name!a} has over {MAX_FILE_BYTES} bytes, the most that are read; split it first"
+                f"{name!r} has over {MAX_FILE_BYTES} bytes, the most that are read; split it first"
             )
         yield piece
 

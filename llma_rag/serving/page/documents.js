@@ -7,11 +7,12 @@ import { button, counted, element } from "./show.js";
 const POLL_MS = 700;
 
 export class Documents {
-  /** `attempt(action)` runs an action of the user's and tells what goes wrong, `tell(trouble)` tells it of other work. */
-  constructor(root, attempt, tell) {
+  /** `attempt(action)` runs an action of the user's and tells what goes wrong, `tell(trouble)` tells it of other work; `open(document)` shows one. */
+  constructor(root, attempt, tell, open) {
     this.root = root;
     this.attempt = attempt;
     this.tell = tell;
+    this.open = open;
     this.sending = Promise.resolve();
     this.asked = 0; // lists so far
     this.isChanging = false;
@@ -106,7 +107,8 @@ export class Documents {
   show(documents, indexing) {
     const passages = documents.reduce((sum, one) => sum + one.passages, 0);
     const holdings = this.root.querySelector("#holdings");
-    holdings.textContent = `${counted(documents.length, "document")}, ${counted(passages, "passage")}`;
+    const held = documents.filter((one) => one.passages).length;
+    holdings.textContent = `${counted(held, "document")}, ${counted(passages, "passage")}`;
     const list = this.root.querySelector("#document-list");
     const rows = new Map([...list.children].map((row) => [row.dataset.id, row]));
     const shown = documents.map((one) => {
@@ -121,11 +123,12 @@ export class Documents {
   }
 
   row(one) {
+    const show = () => this.attempt(() => this.open({ document: one.id, source: one.name }));
     const remove = () => this.attempt(() => this.remove(one));
     return element(
       "li",
       { dataset: { id: one.id } },
-      element("span", { className: "name", textContent: one.name }),
+      button(one.name, show, { className: "plain name", label: `Open ${one.name}` }),
       element("span", { className: "quiet" }),
       button("Remove", remove, { className: "link", label: `Remove ${one.name}` }),
       element("span", { className: "failed" }),

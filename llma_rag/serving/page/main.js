@@ -13,16 +13,17 @@ import { ShownTurn, newTurn, receive } from "./turns.js";
 const BUSY_MS = 300; // between tries while a stopped answer still ends in the same conversation
 const BUSY_TRIES = 10;
 const HASH = "#conversation=";
+const NEAR_END = 200; // pixels above the end of the page within which it is followed
 
 const at = (id) => document.getElementById(id);
 const reader = new Reader(at("reader"));
-const documents = new Documents(at("documents"), attempt, showTrouble);
+const documents = new Documents(at("documents"), attempt, showTrouble, (document) => reader.open(document));
 const conversations = new Conversations(at("conversations"), attempt, choose);
 const open = (source, span) => attempt(() => reader.open(source, span));
 
 let chatbot = null; // the model that answers from the documents
 let view = { id: null, turns: [] }; // the conversation on the screen, with its complete turns
-let wanted = location.hash.startsWith(HASH) ? location.hash.slice(HASH.length) : null; // to be shown once there is a server
+let wanted = idInAddress(); // the conversation to be shown once there is a server
 let choices = 0; // of conversations so far
 let running = null; // an AbortController
 
@@ -43,7 +44,7 @@ async function start() {
     event.preventDefault();
     at("question").focus();
   });
-  at("mode").addEventListener("change", () => (at("mode").dataset.chosen = "true"));
+  at("mode").addEventListener("change", () => sessionStorage.setItem("mode", at("mode").value));
   at("race").addEventListener("click", () => attempt(runRace));
   at("stop").addEventListener("click", () => running?.abort());
   at("copy").addEventListener("click", () => attempt(copy));
@@ -51,6 +52,12 @@ async function start() {
   at("dismiss").addEventListener("click", () => showTrouble(""));
   at("show-key").addEventListener("click", () => attempt(useOtherKey));
   at("show-key").hidden = !hasKey();
+  addEventListener("popstate", () => attempt(() => choose(idInAddress())));
+  addEventListener("keydown", (event) => {
+    if (event.key !== "Escape" || event.defaultPrevented) return;
+    if (at("reader").hidden) running?.abort();
+    else closePanel(at("reader"));
+  });
   for (const panel of [at("conversations"), at("documents")]) {
     at(`show-${panel.id}`).addEventListener("click", () => (panel.hidden ? openPanel(panel) : closePanel(panel)));
     new MutationObserver(list).observe(panel, { attributeFilter: ["hidden"] });
@@ -67,7 +74,7 @@ async function connect() {
   if (chatbot) return;
   chatbot = (await json("v1/models")).data.find((model) => model.mode);
   at("model").textContent = chatbot.root;
-  if (!at("mode").dataset.chosen) at("mode").value = chatbot.mode;
+  at("mode").value = sessionStorage.getItem("mode") ?? chatbot.mode;
   if (wanted) await choose(wanted);
   wanted = null;
 }
@@ -90,8 +97,8 @@ async function ask() {
     const turn = newTurn(question);
     const shown = new ShownTurn(turn, open);
     at("turns").append(shown.root);
-    shown.root.scrollIntoView({ block: "nearest" });
     at("question").value = "";
+    scrollToEnd();
     try {
       await begin(here, signal);
       const body = { ...bodyFor([], question), conversation: here.id };
@@ -99,7 +106,9 @@ async function ask() {
     } catch (error) {
       if (error.name !== "AbortError" || !turn.figures) { // else it was stopped when it was complete
         endEarly(shown, error);
-        throw error;
+        if (error.status !== 404 || here.id === null) throw error;
+        here.id = null;
+        throw new ApiError(404, "This conversation was deleted elsewhere. Ask again to begin a new one.");
       }
     }
     here.turns.push(turn);
@@ -112,12 +121,10 @@ async function ask() {
 /** Say what became of a turn; what was asked is not lost. */
 function endEarly(shown, error) {
   const { question, answer, reasoning } = shown.turn;
+  at("question").value ||= question;
   if (error.name === "AbortError") shown.end("Stopped; this turn is not kept.");
-  else {
-    if (answer || reasoning) shown.end("Broken off; this turn is not kept.");
-    else shown.root.remove();
-    at("question").value ||= question;
-  }
+  else if (answer || reasoning) shown.end("Broken off; this turn is not kept.");
+  else shown.root.remove();
 }
 
 async function runRace() {
@@ -133,6 +140,7 @@ async function runRace() {
     };
     return race(at("turns"), question, answer, open);
   });
+  if (typed === at("question").value.trim()) at("question").value = "";
 }
 
 /** Have the server keep a conversation, if it does not yet. */
@@ -175,6 +183,7 @@ async function work(name, task) {
     at("send").disabled = at("race").disabled = is;
   };
   busy(true);
+  if (document.activeElement === document.body) focusQuestion(); // the button that had it is disabled
   showStatus(`${name} …`);
   try {
     at("spoken").textContent = await task(signal);
@@ -185,15 +194,19 @@ async function work(name, task) {
   } finally {
     running = null;
     busy(false);
-    if (document.activeElement === document.body) focusQuestion(); // a button that had it is gone
+    if (document.activeElement === document.body) focusQuestion();
   }
 }
 
 function keepEndInView(change) {
   const page = document.documentElement;
-  const isAtEnd = page.scrollTop + page.clientHeight > page.scrollHeight - 40;
+  const isAtEnd = page.scrollTop + page.clientHeight > page.scrollHeight - NEAR_END;
   change();
-  if (isAtEnd) page.scrollTop = page.scrollHeight;
+  if (isAtEnd) scrollToEnd();
+}
+
+function scrollToEnd() {
+  scrollTo(0, document.documentElement.scrollHeight);
 }
 
 // -- conversations -----------------------------------------------------------------------------------
@@ -217,14 +230,18 @@ async function choose(id) {
   at("turns").replaceChildren(...turns.map((turn) => new ShownTurn(turn, open).root));
   showStatus("");
   closeWhereItCovers(at("conversations"));
-  scrollTo(0, document.documentElement.scrollHeight);
+  scrollToEnd();
   focusQuestion();
   await conversations.list();
 }
 
 function showId() {
   conversations.current = view.id;
-  history.replaceState(null, "", view.id ? HASH + view.id : location.pathname);
+  if (view.id !== idInAddress()) history.pushState(null, "", view.id ? HASH + view.id : location.pathname);
+}
+
+function idInAddress() {
+  return location.hash.startsWith(HASH) ? location.hash.slice(HASH.length) : null;
 }
 
 async function copy() {

@@ -15,7 +15,9 @@ function turnAsMarkdown(turn) {
 function withCitations(turn) {
   const points = Array.from(turn.answer, (point) => (point === "<" ? "\\<" : point));
   for (const span of [...turn.spans].sort((one, other) => other.end - one.end)) {
-    points.splice(span.end, 0, ` [${span.number}]`);
+    let end = span.end;
+    while (/\s/.test(points[end - 1])) end -= 1;
+    points.splice(end, 0, ` [${span.number}]`);
   }
   return points.join("");
 }

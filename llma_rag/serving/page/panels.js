@@ -48,6 +48,8 @@ narrow.addEventListener("change", () => {
 });
 for (const panel of panels) {
   panel.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && !event.defaultPrevented) closePanel(panel);
+    if (event.key !== "Escape" || event.defaultPrevented) return;
+    event.preventDefault();
+    closePanel(panel);
   });
 }

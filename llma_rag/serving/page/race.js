@@ -7,11 +7,12 @@ import { newTurn } from "./turns.js";
 export async function race(parent, question, answer, open) {
   const lanes = [new Lane("With references", true, open), new Lane("Without references", false, open)];
   const verdict = element("p", { className: "verdict" });
+  const grid = element("div", { className: "lanes" }, ...lanes.map((lane) => lane.root));
   const sources = element("div");
   const root = element("section", { className: "turn race" });
   root.append(
     element("h2", { className: "asked", textContent: question }),
-    element("div", { className: "lanes" }, ...lanes.map((lane) => lane.root)),
+    grid,
     verdict,
     sources,
   );
@@ -26,6 +27,7 @@ export async function race(parent, question, answer, open) {
   }
   const [fast, plain] = lanes.map((lane) => lane.turn);
   if (!fast.figures.forward_passes || !plain.figures.forward_passes) {
+    grid.remove();
     verdict.textContent = "The documents do not answer this, so there is nothing to race.";
     return verdict.textContent;
   }

@@ -1,6 +1,6 @@
 // The document panel: the whole text, scrolled to the words that were copied.
 
-import { json } from "./api.js";
+import { ApiError, json } from "./api.js";
 import { closePanel, openPanel } from "./panels.js";
 import { colour, element } from "./show.js";
 
@@ -11,11 +11,11 @@ export class Reader {
     root.querySelector("#close-reader").addEventListener("click", () => closePanel(root));
   }
 
-  /** Show a source's document and mark characters of the passage in it. */
-  async open(source, span) {
+  /** Show a document; of a source, mark characters `span` of its passage. */
+  async open(source, span = null) {
     this.asked += 1;
     const asked = this.asked;
-    const { pages } = await json(`v1/documents/${encodeURIComponent(source.document)}/text`);
+    const pages = await pagesOf(source);
     if (asked !== this.asked) return; // another was chosen meanwhile
     this.root.querySelector("#reader-name").textContent = source.source;
     const body = this.root.querySelector("#reader-text");
@@ -23,7 +23,7 @@ export class Reader {
     let mark = null;
     for (const page of pages) {
       if (page.page) body.append(element("h3", { textContent: `Page ${page.page}` }));
-      const start = mark ? null : passageStart(source, page);
+      const start = mark || !span ? null : passageStart(source, page);
       if (start === null) {
         body.append(element("div", { textContent: page.text }));
         continue;
@@ -33,10 +33,19 @@ export class Reader {
       mark = element("mark", { className: colour(source), textContent: page.text.slice(begin, end) });
       body.append(element("div", {}, page.text.slice(0, begin), mark, page.text.slice(end)));
     }
-    this.root.querySelector("#reader-note").hidden = mark !== null;
+    this.root.querySelector("#reader-note").hidden = !span || mark !== null;
     openPanel(this.root);
     if (mark) mark.scrollIntoView({ block: "center" });
     else this.root.scrollTop = 0;
+  }
+}
+
+async function pagesOf(source) {
+  try {
+    return (await json(`v1/documents/${encodeURIComponent(source.document)}/text`)).pages;
+  } catch (error) {
+    if (error.status !== 404) throw error;
+    throw new ApiError(404, `${source.source} is no longer among the documents.`);
   }
 }
 
