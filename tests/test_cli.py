@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -330,6 +332,18 @@ def test_errors_are_one_line_and_exit_code_2(
     assert last.startswith("llma-rag: error: ")
     assert message in last
     assert "Traceback" not in err
+
+
+def test_vllm_args_are_ready_to_paste(capsys):
+    code, out, _ = run(capsys, "vllm-args", "--model", "my models/seven", "--drafted", 5)
+    name, option, speculation = shlex.split(out)
+    assert (code, name, option) == (0, "my models/seven", "--speculative-config")
+    speculation = json.loads(speculation)
+    assert (speculation["method"], speculation["num_speculative_tokens"]) == ("custom_class", 5)
+    module, _, proposer = speculation["model"].rpartition(".")
+    assert callable(getattr(importlib.import_module(module), proposer))
+    code, _, err = run(capsys, "vllm-args", "--model", "smollm2-135m")
+    assert (code, "vLLM reads hub names and folders" in err) == (2, True)
 
 
 def test_the_installed_command_prints_help_and_version():

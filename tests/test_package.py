@@ -91,6 +91,7 @@ FORBIDDEN = {
     "llamaindex": ("bench", "cli", "conversation", "serving", "langchain"),
     "bench": ("cli", "conversation", "serving", "langchain", "llamaindex"),
     "cli": ("langchain", "llamaindex"),
+    "vllm": ("models", "text", "provenance", "retrieval", "engine", "references", "replies", "errors", *TOP),
 }
 FRAMEWORKS = {"langchain_core": "langchain", "langchain": "langchain", "llama_index": "llamaindex"}
 

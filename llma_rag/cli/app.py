@@ -363,6 +363,20 @@ def _options(
     """Options of the command itself."""
 
 
+@app.command("vllm-args")
+def vllm_args(
+    model: Annotated[str, typer.Option(help="Hub name or local folder, as vLLM takes it.")],
+    drafted: Annotated[int, typer.Option(min=1, max=64, help="Most tokens per draft.")] = 8,
+) -> None:
+    """Print what goes behind `vllm serve`, so that it drafts from references.
+
+    vLLM's environment needs this package as well: `pip install --no-deps llma-rag` there.
+    """
+    from llma_rag.cli.vllm_args import server_arguments
+
+    typer.echo(server_arguments(model, drafted))
+
+
 def main() -> None:
     """Run the command; an error of ours or of the file system is one line and exit code 2."""
     quiet_libraries()

@@ -1,0 +1,186 @@
+"""What vLLM asks for drafts. Whatever goes wrong in here drafts nothing and is counted: a server goes on."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+
+from llma_rag.decoding import NgramIndex, ReferenceDrafter
+from llma_rag.vllm.supported import observe_running_class, require_supported_version
+from llma_rag.vllm.xargs import MOST_IDS as MOST_IDS_OF_ONE
+from llma_rag.vllm.xargs import REFERENCES, UnusableReferencesError, drafts_wanted, references_of
+
+MOST_IDS = 2_000_000  # of all references that are searched at a time; each takes about 210 bytes
+INDEXED_PER_STEP = 4096  # ids of references: long ones must not hold up everybody's next token
+
+_log = logging.getLogger("vllm.llma_rag")  # vLLM shows what is below its own name
+
+
+class ReferenceProposer:
+    """vLLM's `custom_class` proposer: drafts from each request's references, its prompt and its output.
+
+    Args:
+        vllm_config: vLLM's configuration of the server.
+
+    Raises:
+        RuntimeError: this version of vLLM is not supported.
+
+    Attributes:
+        counts: what happened so far: `drafts`, `drafted_ids`, `references_cut`, and faults by their kind.
+    """
+
+    def __init__(self, vllm_config: Any) -> None:
+        require_supported_version()
+        observe_running_class()
+        self._most_drafted: int = vllm_config.speculative_config.num_speculative_tokens
+        self._most_positions: int = vllm_config.model_config.max_model_len
+        self._vocabulary_size: int = vllm_config.model_config.get_vocab_size()
+        self._requests: Mapping[str, Any] = {}
+        self._batch: Any = None
+        self._drafting: dict[str, _Request] = {}
+        self.counts: Counter[str] = Counter()
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        """Load nothing; vLLM calls this."""
+
+    def update(self, requests: Mapping[str, Any], batch: Any) -> None:
+        """Take the requests that there are, before a step; what is known of others is let go."""
+        self._requests, self._batch = requests, batch
+        for request_id in [
+            one for one, known in self._drafting.items() if requests.get(one) is not known.state
+        ]:
+            del self._drafting[request_id]
+
+    @property
+    def known_requests(self) -> int:
+        """How many requests something is kept of."""
+        return len(self._drafting)
+
+    def propose(
+        self,
+        sampled_token_ids: Sequence[Sequence[int]],
+        num_tokens_no_spec: Sequence[int],
+        token_ids_cpu: Sequence[Any],
+        slot_mappings: Any = None,
+    ) -> list[list[int]]:
+        """Return a draft for each row of the batch, an empty one where there is nothing to copy.
+
+        Args:
+            sampled_token_ids: of each row the ids of this step; none while its prompt is being read.
+            num_tokens_no_spec: ids of each row, prompt and output.
+            token_ids_cpu: the rows' ids, numpy of shape (rows, positions).
+            slot_mappings: not needed.
+        """
+        room = INDEXED_PER_STEP
+        drafts: list[list[int]] = []
+        for row, sampled in enumerate(sampled_token_ids):
+            draft: list[int] = []
+            try:
+                if sampled:
+                    request = self._request(self._batch.req_ids[row])
+                    length = int(num_tokens_no_spec[row])
+                    room -= request.read(token_ids_cpu[row], length, room)
+                    draft = self._usable(
+                        request.propose(min(self._most_drafted, self._most_positions - length - 1))
+                    )
+            except Exception as error:
+                self._count_fault(error)
+            drafts.append(draft)
+        return drafts
+
+    def _request(self, request_id: str) -> _Request:
+        request = self._drafting.get(request_id)
+        if request is None:
+            request = _Request(self._requests[request_id])
+            self._drafting[request_id] = request  # also if its references are unusable: it is told once
+            request.references = self._references(request.xargs)
+        return request
+
+    def _references(self, xargs: Mapping[str, Any]) -> list[list[int]]:
+        """Return a request's references, none where they are unusable or too many are searched already."""
+        try:
+            references = references_of(xargs, self._vocabulary_size)
+        except UnusableReferencesError as error:
+            self._count_fault(error)
+            return []
+        if len(xargs.get(REFERENCES, [])) > MOST_IDS_OF_ONE:
+            self.counts["references_cut"] += 1
+        searched = sum(request.reference_ids for request in self._drafting.values())
+        if searched + sum(map(len, references)) > MOST_IDS:
+            self._count_fault(MemoryError(f"over {MOST_IDS} ids of references at a time"))
+            return []
+        return references
+
+    def _usable(self, draft: list[int]) -> list[int]:
+        """Return a draft as far as all its ids are the model's, and count it."""
+        for place, token_id in enumerate(draft):
+            if not 0 <= token_id < self._vocabulary_size:  # vLLM marks places that are no text so
+                draft = draft[:place]
+                break
+        self.counts["drafts"] += bool(draft)
+        self.counts["drafted_ids"] += len(draft)
+        return draft
+
+    def _count_fault(self, error: Exception) -> None:
+        """Count what went wrong; the log tells of the first of a kind, the second, the fourth and so on."""
+        kind = type(error).__name__
+        self.counts[kind] += 1
+        if self.counts[kind].bit_count() == 1:
+            known = isinstance(error, UnusableReferencesError | MemoryError)
+            _log.warning(
+                "%s %d: %s; nothing was drafted",
+                kind,
+                self.counts[kind],
+                error,
+                exc_info=None if known else error,
+            )
+
+
+class _Request:
+    """What is known of one request.
+
+    Args:
+        state: vLLM's own, with `num_prompt_tokens` and `sampling_params`.
+    """
+
+    def __init__(self, state: Any) -> None:
+        self.state = state
+        self.xargs: Mapping[str, Any] = getattr(state.sampling_params, "extra_args", None) or {}
+        self.references: list[list[int]] = []
+        self._drafter: ReferenceDrafter | None = None
+        self._read = 0  # ids of the prompt and the output
+        self._unindexed: Iterator[tuple[NgramIndex, int]] = iter(())
+
+    @property
+    def reference_ids(self) -> int:
+        """How many ids its references have."""
+        return sum(map(len, self.references))
+
+    def read(self, ids: Any, length: int, room: int) -> int:
+        """Take note of what is new in the row, and of up to `room` ids of the references; return how many it were."""
+        if self._drafter is None or length < self._read:  # the first step, or some output was taken back
+            prompt_length = min(int(self.state.num_prompt_tokens), length)
+            indexes = [NgramIndex() for _ in self.references]
+            self._drafter = ReferenceDrafter(indexes, ids[:prompt_length].tolist())
+            self._read = prompt_length
+            self._unindexed = (
+                (index, token_id)
+                for index, reference in zip(indexes, self.references, strict=True)
+                for token_id in reference
+            )
+        self._drafter.extend(ids[self._read : length].tolist())
+        self._read = length
+        indexed = 0
+        for index, token_id in islice(self._unindexed, max(0, room)):
+            index.append(token_id)
+            indexed += 1
+        return indexed
+
+    def propose(self, room: int) -> list[int]:
+        """Return a draft of up to `room` ids."""
+        if self._drafter is None or not drafts_wanted(self.xargs):
+            return []
+        return next(iter(self._drafter.propose(room)), [])

@@ -1,0 +1,214 @@
+"""The proposer for vLLM, driven by a runner with the interface of vLLM's own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llma_rag.vllm import ReferenceProposer, as_xargs, register
+from llma_rag.vllm import proposer as proposer_module
+from llma_rag.vllm.xargs import MOST_IDS, references_of
+
+VOCABULARY = 1000
+POSITIONS = 512
+DOCUMENT = list(range(100, 180))
+
+
+class Runner:
+    """Keeps requests and their rows as vLLM's model runner does, with an answer that each request will have."""
+
+    def __init__(self):
+        self.requests = {}
+        self.input_batch = SimpleNamespace(req_ids=[])
+        self.answers = {}
+        self.drafter = ReferenceProposer(
+            SimpleNamespace(
+                speculative_config=SimpleNamespace(num_speculative_tokens=8),
+                model_config=SimpleNamespace(max_model_len=POSITIONS, get_vocab_size=lambda: VOCABULARY),
+            )
+        )
+
+    def _update_states(self, finished=()):
+        for request_id in finished:
+            self.requests.pop(request_id, None)
+            self.answers.pop(request_id, None)
+        self.input_batch.req_ids = list(self.requests)
+
+    def add(self, request_id, prompt, answer, xargs=None):
+        self.requests[request_id] = SimpleNamespace(
+            num_prompt_tokens=len(prompt), sampling_params=SimpleNamespace(extra_args=xargs), ids=list(prompt)
+        )
+        self.answers[request_id] = list(answer)
+
+    def step(self, finished=(), drafts=None):
+        """Verify drafts as vLLM does, and ask for new ones; return them by request."""
+        self._update_states(finished)
+        sampled = []
+        for request_id, state in self.requests.items():
+            answer = self.answers[request_id]
+            done = len(state.ids) - state.num_prompt_tokens
+            draft = (drafts or {}).get(request_id, [])
+            agreed = 0
+            while (
+                agreed < len(draft) and done + agreed < len(answer) and draft[agreed] == answer[done + agreed]
+            ):
+                agreed += 1
+            new = answer[done : done + agreed + 1]
+            state.ids += new
+            sampled.append(new)
+        table = np.zeros((len(self.requests), POSITIONS), np.int32)
+        lengths = np.zeros(len(self.requests), np.int32)
+        for row, state in enumerate(self.requests.values()):
+            table[row, : len(state.ids)] = state.ids
+            lengths[row] = len(state.ids)
+        return dict(zip(self.requests, self.drafter.propose(sampled, lengths, table), strict=True))
+
+    def run(self, request_id):
+        """Decode one request to its end; return how many steps it took."""
+        steps, drafts = 0, {}
+        state = self.requests[request_id]
+        while len(state.ids) - state.num_prompt_tokens < len(self.answers[request_id]):
+            drafts = self.step(drafts=drafts)
+            steps += 1
+        return steps
+
+
+@pytest.fixture(autouse=True)
+def vllm(monkeypatch):
+    module, runner_module = ModuleType("vllm"), ModuleType("gpu_model_runner")
+    module.__version__ = "0.32.0"
+    runner_module.GPUModelRunner = Runner
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    monkeypatch.setitem(sys.modules, "vllm.v1.worker.gpu_model_runner", runner_module)
+    return module
+
+
+def test_the_prompt_is_the_reference_where_none_come():
+    runner = Runner()
+    runner.add("a", [*DOCUMENT, 1, 2, 3], DOCUMENT[10:60])
+    assert runner.run("a") < 10
+
+
+def test_references_of_a_request_are_its_own():
+    runner = Runner()
+    runner.add("with", [1, 2], DOCUMENT[:50], as_xargs([[7, 8, 9], DOCUMENT]))
+    runner.add("without", [1, 2], DOCUMENT[:50])
+    runner.add("not wanted", DOCUMENT, DOCUMENT[:50], as_xargs([DOCUMENT], draft=False))
+    drafts = runner.step()
+    assert drafts == {"with": DOCUMENT[1:9], "without": [], "not wanted": []}
+    assert runner.drafter.counts == {"drafts": 1, "drafted_ids": 8}
+
+
+def test_state_goes_with_its_request_and_stays_while_it_is_preempted():
+    runner = Runner()
+    for request_id in "abc":
+        runner.add(request_id, [1, 2], DOCUMENT, as_xargs([DOCUMENT]))
+    runner.step()
+    assert runner.drafter.known_requests == 3
+    runner._update_states(finished=["a"])  # aborted: a step without any ids
+    assert runner.drafter.known_requests == 2
+    preempted = runner.requests["b"]
+    runner.input_batch.req_ids = ["c"]
+    runner.drafter.update(runner.requests, runner.input_batch)
+    assert runner.drafter.known_requests == 2
+    assert runner.requests["b"] is preempted
+    runner.step(finished=["c"])
+    runner.add("b", [1, 2], DOCUMENT)  # the same id, another request
+    assert runner.step()["b"] == []
+    runner._update_states(finished=["b"])
+    assert runner.drafter.known_requests == 0
+
+
+def test_output_that_is_taken_back_is_read_again():
+    runner = Runner()
+    runner.add("a", [1, 2], DOCUMENT, as_xargs([DOCUMENT]))
+    for _ in range(3):
+        runner.step()
+    del runner.requests["a"].ids[3:]
+    assert runner.step()["a"] == DOCUMENT[2:10]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    ["text", 5, [[1]], ["1"], [1.0], [True], [VOCABULARY], [-2], [None]],
+    ids=repr,
+)
+def test_what_is_no_reference_is_counted_and_the_prompt_still_serves(sent, caplog):
+    runner = Runner()
+    runner.add("a", DOCUMENT, DOCUMENT[:20], {"llma_rag_references": sent})
+    assert runner.run("a") < 20
+    assert runner.drafter.counts["UnusableReferencesError"] == 1
+
+
+def test_endless_references_are_cut_and_read_a_piece_a_step(monkeypatch):
+    runner = Runner()
+    runner.add("a", [1, 2], DOCUMENT, {"llma_rag_references": [*range(200, 900)] * 15_000})
+    runner.add("b", [1, 2], DOCUMENT[:8], as_xargs([DOCUMENT]))
+    runner.step()
+    assert runner.drafter.counts["references_cut"] == 1
+    request = runner.drafter._drafting["a"]
+    assert request.reference_ids == MOST_IDS
+    assert len(list(request._unindexed)) == MOST_IDS - proposer_module.INDEXED_PER_STEP
+    monkeypatch.setattr(proposer_module, "MOST_IDS", MOST_IDS)
+    runner.add("c", [1, 2], DOCUMENT, as_xargs([DOCUMENT]))
+    runner.step()
+    assert runner.drafter.counts["MemoryError"] == 1
+
+
+def test_a_draft_is_the_models_ids_and_fits_its_context():
+    runner = Runner()
+    runner.add("a", [5, 6, -1, 7, 5], [6])
+    assert runner.step()["a"] == []  # what follows 5, 6 is no id
+    runner.add("b", [5] * (POSITIONS - 3), [5])
+    assert len(runner.step(finished=["a"])["b"]) == 1
+
+
+def test_faults_draft_nothing_and_do_not_reach_the_server(caplog):
+    runner = Runner()
+    runner.add("a", DOCUMENT, DOCUMENT)
+    runner._update_states()
+    drafter = runner.drafter
+    assert drafter.propose([[1]], [3], [None]) == [[]]
+    assert drafter.propose([[1], [2]], [3], None) == [[], []]
+    drafter.update({}, None)
+    assert drafter.propose([[1]], [3], np.zeros((1, 9), np.int32)) == [[]]
+    assert drafter.counts.total() >= 4
+    assert "nothing was drafted" in caplog.text
+
+
+@given(
+    st.lists(st.lists(st.integers(0, VOCABULARY - 1), max_size=5), max_size=5),
+    st.recursive(st.none() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=8),
+)
+def test_references_come_through_and_anything_else_is_told(references, other):
+    assert references_of(as_xargs(references), VOCABULARY) == [one for one in references if one]
+    try:
+        references_of({"llma_rag_references": other}, VOCABULARY)
+    except ValueError as error:
+        assert "llma_rag_references" in str(error)
+
+
+def test_other_versions_are_refused_at_the_start(vllm, caplog):
+    register()
+    assert caplog.text == ""
+    vllm.__version__ = "0.99.1"
+    register()
+    assert "drafts in vLLM 0.32 and 0.33, this is 0.99.1" in caplog.text
+    with pytest.raises(RuntimeError, match=r"this is 0\.99\.1"):
+        Runner()
+
+
+def test_it_needs_neither_frameworks_nor_transformers():
+    code = """
+import sys
+for name in ("langchain_core", "llama_index", "faiss", "transformers", "torch", "pydantic", "sentence_transformers"):
+    sys.modules[name] = None
+import llma_rag.vllm
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
