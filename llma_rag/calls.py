@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llma_rag.engine import Engine, RequestOptions
 from llma_rag.evidence import evidence, figures
@@ -16,10 +16,14 @@ from llma_rag.replies import (
     ReplyPiece,
     call_style,
     forced_call,
+    takes_tools,
     thinks,
     with_fitting_ids,
 )
 from llma_rag.text import Message, answer_opening, prompt_ids
+
+if TYPE_CHECKING:
+    from llma_rag.remote import RemoteCall, RemoteEngine
 
 
 class Call:
@@ -157,6 +161,25 @@ class Call:
         self._calls_are_whole &= all(call.arguments is not None for call in piece.tool_calls)
         if piece:
             yield piece
+
+
+def call_to(
+    engine: Engine | RemoteEngine,
+    prompt: str | Sequence[Message],
+    options: RequestOptions,
+    *,
+    tools: Sequence[Mapping[str, Any]] = (),
+    tool_choice: Any = None,
+) -> Call | RemoteCall:
+    """Return a request to an engine in this process or behind a server; see `Call`."""
+    if isinstance(engine, Engine):
+        return Call(engine, prompt, options, tools=tools, tool_choice=tool_choice)
+    return engine.call(prompt, options, tools=tools, tool_choice=tool_choice)
+
+
+def can_call_tools(engine: Engine | RemoteEngine) -> bool:
+    """Return whether tools may be offered; a server says so itself when it is asked."""
+    return not isinstance(engine, Engine) or takes_tools(engine.tokenizer)
 
 
 def tool_choice_of(choice: Any, names: Sequence[str]) -> str | None:

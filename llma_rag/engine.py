@@ -219,9 +219,25 @@ class Engine:
         self._submit(request, stream)
         return stream
 
-    def count_tokens(self, prompt: str | Sequence[Message]) -> int:
+    def count_tokens(
+        self, prompt: str | Sequence[Message], chat_template_kwargs: Mapping[str, Any] | None = None
+    ) -> int:
         """Return how many ids a prompt has."""
-        return len(prompt_ids(self.tokenizer, prompt))
+        return len(prompt_ids(self.tokenizer, prompt, chat_template_kwargs=chat_template_kwargs))
+
+    def text_ids(self, text: str) -> list[int]:
+        """Return the ids of a text, without special ones."""
+        return reference_ids(self.tokenizer, text)
+
+    @property
+    def context_length(self) -> int:
+        """Most positions, prompt and answer together."""
+        return self.runner.context_length
+
+    @property
+    def takes_messages(self) -> bool:
+        """Whether the model has a chat template."""
+        return self.tokenizer.chat_template is not None
 
     @property
     def unfinished_requests(self) -> int:

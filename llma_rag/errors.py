@@ -25,6 +25,10 @@ class UnsupportedModelError(ModelError):
     """A model whose architecture cannot be decoded exactly by fixed-shape steps."""
 
 
+class ServerError(LlmaRagError):
+    """A server that answers for us does not answer, or refuses."""
+
+
 class PromptError(LlmaRagError, ValueError):
     """A prompt that is empty or that the model's chat template does not take."""
 

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from llma_rag.engine import DEFAULT_MAX_TOKENS, DEFAULT_PREFIX_CACHE_MB, Engine, RequestOptions
+from llma_rag.errors import ModelError
 from llma_rag.models.runner import MAX_CANDIDATES
 from llma_rag.provenance import Reference
 from llma_rag.sharing import EngineSpec, loaded_engine, shared_engine
 
+if TYPE_CHECKING:
+    from llma_rag.remote import RemoteEngine
+
 RULES = ("repetition_penalty", "no_repeat_ngram_size", "min_tokens", "bad_words")
 _PER_CALL = ("max_tokens", "timeout", "draft", "reuse_prefix", *RULES)
 _CALL_TAKES = ("stop", "references", *_PER_CALL, "model", "temperature")
+_OF_LOCAL_ENGINES = (
+    "device",
+    "dtype",
+    "width",
+    "candidates",
+    "max_context",
+    "prefix_cache_mb",
+    "model_kwargs",
+)
 _GREEDY = "nothing, decoding is greedy"
 _ELSEWHERE = {  # what other classes call it, and what it is here
     "model_id": "model",
@@ -56,6 +70,12 @@ class EngineSettings(BaseModel):
     """Hub name, local folder, GGUF file, or `smollm2-135m`, which needs no hub."""
     engine: Any = Field(default=None, exclude=True, repr=False)
     """An `llma_rag.Engine` that is loaded already; `model` then is only its name."""
+    base_url: str | None = None
+    """Of an OpenAI-compatible server that has the model, such as `http://127.0.0.1:8000/v1`; needs the `remote` extra."""
+    api_key: Any = Field(default=None, exclude=True, repr=False)
+    """Of that server; without effect on a local model."""
+    max_retries: int | None = Field(default=None, ge=0)
+    """Of requests that the server is too busy for, 2 by default; without effect on a local model."""
     device: str = "auto"
     dtype: str = "auto"
     width: int | None = Field(default=None, ge=2)
@@ -95,6 +115,23 @@ class EngineSettings(BaseModel):
             listed = {*EngineSettings.model_fields, *(known & cls.__annotations__.keys())}
             raise ValueError(_unknown("setting", values.keys() - known, listed))
         return values
+
+    @model_validator(mode="after")
+    def _require_one_place(self) -> Self:
+        """Refuse what has no effect where the model is behind a server."""
+        if self.base_url is not None:
+            of_engine = ("engine", *_OF_LOCAL_ENGINES)
+            fields = type(self).model_fields
+            given = [
+                name
+                for name in of_engine
+                if getattr(self, name) != fields[name].get_default(call_default_factory=True)
+            ]
+            if given:
+                raise ValueError(
+                    f"{', '.join(given)} and base_url exclude each other: the server has its own"
+                )
+        return self
 
     @field_validator("engine")
     @classmethod
@@ -143,17 +180,31 @@ class EngineSettings(BaseModel):
     def _loaded_engine(self) -> Engine | None:
         return self.engine if self.engine is not None else loaded_engine(self._spec)
 
-    def _engine(self, kwargs: dict[str, Any]) -> Engine:
+    def _remote(self, model: str) -> RemoteEngine | None:
+        """Return the server's engine, None where the model is here."""
+        if self.base_url is None:
+            return None
+        remote = _remote_module()
+        key = self.api_key.get_secret_value() if hasattr(self.api_key, "get_secret_value") else self.api_key
+        engine: RemoteEngine = remote.remote_engine(self.base_url, model, key, self.max_retries)
+        return engine
+
+    def _engine(self, kwargs: dict[str, Any]) -> Engine | RemoteEngine:
         """Return the engine, loading it first where needed; a call may name another model."""
+        if (remote := self._remote(kwargs.get("model", self.model))) is not None:
+            kwargs.pop("model", None)
+            return remote
         spec = self._spec_for(kwargs)
         if self.engine is not None and spec.model == self.model:
             engine: Engine = self.engine
             return engine
         return shared_engine(spec)
 
-    async def _aengine(self, kwargs: dict[str, Any]) -> Engine:
+    async def _aengine(self, kwargs: dict[str, Any]) -> Engine | RemoteEngine:
         """Return the same; the event loop goes on while the model is loaded."""
         name = kwargs.get("model", self.model)
+        if self.base_url is not None:
+            return self._engine(kwargs)
         if name != self.model or self._loaded_engine() is None:
             return await asyncio.to_thread(self._engine, kwargs)
         return self._engine(kwargs)
@@ -184,6 +235,15 @@ class EngineSettings(BaseModel):
         options.update(RequestOptions(**rules))  # type: ignore[typeddict-item]
         options.update(RequestOptions(**given))  # type: ignore[typeddict-item]
         return options
+
+
+def _remote_module() -> Any:
+    try:
+        return importlib.import_module("llma_rag.remote")
+    except ImportError as error:
+        raise ModelError(
+            f"base_url needs a library that is missing ({error.name}); `pip install 'llma-rag[remote]'` brings it"
+        ) from error
 
 
 def _unknown(what: str, names: Iterable[str], known: Iterable[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
@@ -19,7 +19,7 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import Field
 
-from llma_rag.calls import Call, tool_choice_of
+from llma_rag.calls import Call, call_to, tool_choice_of
 from llma_rag.engine import Engine
 from llma_rag.evidence import spans_as_data, without_evidence
 from llma_rag.langchain.messages import artifacts, as_chat_messages, as_chunk, usage
@@ -28,7 +28,9 @@ from llma_rag.provenance import Reference, copied_spans
 from llma_rag.references import gather
 from llma_rag.replies import takes_tools, thinks
 from llma_rag.settings import STRICT
-from llma_rag.text import prompt_ids
+
+if TYPE_CHECKING:
+    from llma_rag.remote import RemoteCall, RemoteEngine
 
 
 class ChatLLMA(LangChainSettings, BaseChatModel):
@@ -172,8 +174,12 @@ class ChatLLMA(LangChainSettings, BaseChatModel):
         return await agenerate_from_stream(self._astream(messages, stop=stop, **kwargs))
 
     def _call(
-        self, engine: Engine, messages: Sequence[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]
-    ) -> Call:
+        self,
+        engine: Engine | RemoteEngine,
+        messages: Sequence[BaseMessage],
+        stop: list[str] | None,
+        kwargs: dict[str, Any],
+    ) -> Call | RemoteCall:
         """Return a request for the engine; unknown arguments are an error."""
         references = self._references(messages, kwargs)
         kwargs = {name: value for name, value in kwargs.items() if name != "references"}
@@ -181,7 +187,7 @@ class ChatLLMA(LangChainSettings, BaseChatModel):
         template_kwargs = {**self.chat_template_kwargs, **(kwargs.pop("chat_template_kwargs", None) or {})}
         options = self._options(stop, kwargs, references)
         options["chat_template_kwargs"] = template_kwargs
-        return Call(engine, as_chat_messages(messages), options, tools=tools, tool_choice=tool_choice)
+        return call_to(engine, as_chat_messages(messages), options, tools=tools, tool_choice=tool_choice)
 
     def _references(self, messages: Sequence[BaseMessage], kwargs: Mapping[str, Any]) -> list[Reference]:
         return gather(kwargs.get("references"), self.references, artifacts(messages))
@@ -219,11 +225,10 @@ class ChatLLMA(LangChainSettings, BaseChatModel):
         kwargs = dict(self.chat_template_kwargs)
         if tools:
             kwargs["tools"] = [convert_to_openai_tool(tool) for tool in tools]
-        tokenizer = self._engine({}).tokenizer
-        return len(prompt_ids(tokenizer, as_chat_messages(messages), chat_template_kwargs=kwargs))
+        return self._engine({}).count_tokens(as_chat_messages(messages), kwargs)
 
 
-def _last_chunk(call: Call) -> ChatGenerationChunk:
+def _last_chunk(call: Call | RemoteCall) -> ChatGenerationChunk:
     """Return usage and evidence of a reply."""
     message = AIMessageChunk(content="", usage_metadata=usage(call.answer), chunk_position="last")
     return ChatGenerationChunk(message=message, generation_info=call.evidence)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, closing
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun, Callbacks
 from langchain_core.language_models import BaseLLM, LanguageModelInput
@@ -13,14 +15,17 @@ from langchain_core.outputs import GenerationChunk, LLMResult
 from langchain_core.runnables import RunnableConfig
 from pydantic import PrivateAttr
 
-from llma_rag.engine import RequestOptions
-from llma_rag.evidence import evidence, spans_as_data, without_evidence
-from llma_rag.generation import Generation
+from llma_rag.calls import Call, call_to
+from llma_rag.engine import Engine
+from llma_rag.evidence import spans_as_data, without_evidence
 from llma_rag.langchain.messages import usage
 from llma_rag.langchain.model import LangChainSettings
 from llma_rag.provenance import copied_spans
 from llma_rag.references import gather
 from llma_rag.settings import RULES, STRICT
+
+if TYPE_CHECKING:
+    from llma_rag.remote import RemoteCall, RemoteEngine
 
 
 class LLMA(LangChainSettings, BaseLLM):
@@ -124,13 +129,13 @@ class LLMA(LangChainSettings, BaseLLM):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[GenerationChunk]:
-        engine = self._engine(kwargs)
-        with engine.stream(prompt, **self._completion_options(stop, kwargs)) as stream:
-            for text in stream:
+        call = self._call(self._engine(kwargs), prompt, stop, kwargs)
+        with closing(call.pieces()) as pieces:
+            for piece in pieces:
                 if run_manager:
-                    run_manager.on_llm_new_token(text)
-                yield GenerationChunk(text=text)
-            yield GenerationChunk(text="", generation_info=_info(stream.result, engine.name))
+                    run_manager.on_llm_new_token(piece.content)
+                yield GenerationChunk(text=piece.content)
+        yield GenerationChunk(text="", generation_info=_info(call))
 
     async def _astream(
         self,
@@ -139,13 +144,13 @@ class LLMA(LangChainSettings, BaseLLM):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[GenerationChunk]:
-        engine = await self._aengine(kwargs)
-        async with engine.astream(prompt, **self._completion_options(stop, kwargs)) as stream:
-            async for text in stream:
+        call = self._call(await self._aengine(kwargs), prompt, stop, kwargs)
+        async with aclosing(call.apieces()) as pieces:
+            async for piece in pieces:
                 if run_manager:
-                    await run_manager.on_llm_new_token(text)
-                yield GenerationChunk(text=text)
-            yield GenerationChunk(text="", generation_info=_info(await stream.result(), engine.name))
+                    await run_manager.on_llm_new_token(piece.content)
+                yield GenerationChunk(text=piece.content)
+        yield GenerationChunk(text="", generation_info=_info(call))
 
     def _generate(
         self,
@@ -155,15 +160,13 @@ class LLMA(LangChainSettings, BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         engine = self._engine(kwargs)
-        options = self._completion_options(stop, kwargs)
-        answers = []
-        for prompt in prompts:
-            with engine.stream(prompt, **options) as stream:
-                if self.streaming and run_manager:
-                    for text in stream:
-                        run_manager.on_llm_new_token(text)
-                answers.append(stream.result)
-        return self._result(answers, engine.name)
+        calls = [self._call(engine, prompt, stop, kwargs) for prompt in prompts]
+        for call in calls:
+            with closing(call.pieces()) as pieces:
+                for piece in pieces:
+                    if self.streaming and run_manager:
+                        run_manager.on_llm_new_token(piece.content)
+        return self._result(calls)
 
     async def _agenerate(
         self,
@@ -173,38 +176,41 @@ class LLMA(LangChainSettings, BaseLLM):
         **kwargs: Any,
     ) -> LLMResult:
         engine = await self._aengine(kwargs)
-        options = self._completion_options(stop, kwargs)
-        streams = [engine.astream(prompt, **options) for prompt in prompts]
-        try:
-            if self.streaming and run_manager:
-                for stream in streams:
-                    async for text in stream:
-                        await run_manager.on_llm_new_token(text)
-            return self._result([await stream.result() for stream in streams], engine.name)
-        finally:
-            for stream in streams:
-                stream.close()
+        calls = [self._call(engine, prompt, stop, kwargs) for prompt in prompts]
 
-    def _completion_options(self, stop: list[str] | None, kwargs: dict[str, Any]) -> RequestOptions:
+        async def complete(call: Call | RemoteCall) -> None:
+            async with aclosing(call.apieces()) as pieces:
+                async for piece in pieces:
+                    if self.streaming and run_manager:
+                        await run_manager.on_llm_new_token(piece.content)
+
+        completing = [asyncio.ensure_future(complete(call)) for call in calls]
+        try:
+            await asyncio.gather(*completing)
+        finally:
+            for one in completing:
+                one.cancel()
+            await asyncio.gather(*completing, return_exceptions=True)
+        return self._result(calls)
+
+    def _call(
+        self, engine: Engine | RemoteEngine, prompt: str, stop: list[str] | None, kwargs: dict[str, Any]
+    ) -> Call | RemoteCall:
         kwargs = dict(kwargs)
         references = gather(kwargs.pop("references", None), self.references)
-        return self._options(stop, kwargs, references)
+        return call_to(engine, prompt, self._options(stop, kwargs, references))
 
-    def _result(self, answers: list[Generation], model: str) -> LLMResult:
+    def _result(self, calls: Sequence[Call | RemoteCall]) -> LLMResult:
+        answers = [call.answer for call in calls]
         total = {
             "prompt_tokens": sum(answer.prompt_tokens for answer in answers),
             "completion_tokens": sum(answer.completion_tokens for answer in answers),
         }
         total["total_tokens"] = sum(total.values())
-        self._decoded = [
-            Completion(text=answer.text, generation_info=_info(answer, model)) for answer in answers
-        ]
-        output = {"token_usage": total, "model_name": model}
+        self._decoded = [Completion(text=call.content, generation_info=_info(call)) for call in calls]
+        output = {"token_usage": total, "model_name": calls[0].engine.name if calls else self.model}
         return LLMResult(generations=[[one] for one in self._decoded], llm_output=output)
 
 
-def _info(answer: Generation, model: str) -> dict[str, Any]:
-    return {
-        **evidence(answer, answer.copied_spans, model=model, finish_reason=answer.finish_reason),
-        "usage_metadata": dict(usage(answer)),
-    }
+def _info(call: Call | RemoteCall) -> dict[str, Any]:
+    return {**call.evidence, "usage_metadata": dict(usage(call.answer))}

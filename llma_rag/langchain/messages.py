@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from langchain_core.messages import (
     AIMessage,
@@ -21,6 +21,9 @@ from langchain_core.utils.json import parse_partial_json
 
 from llma_rag.generation import Generation
 from llma_rag.replies import ReplyPiece, as_template_call
+
+if TYPE_CHECKING:
+    from llma_rag.remote import RemoteAnswer
 
 _ROLES: dict[type[BaseMessage], str] = {SystemMessage: "system", HumanMessage: "user", AIMessage: "assistant"}
 
@@ -121,7 +124,7 @@ def _unparsable(raw: str) -> str:
         return raw
 
 
-def usage(answer: Generation) -> UsageMetadata:
+def usage(answer: Generation | RemoteAnswer) -> UsageMetadata:
     """Return the numbers of tokens."""
     return UsageMetadata(
         input_tokens=answer.prompt_tokens,

@@ -9,10 +9,10 @@ from langchain_core.language_models.base import LangSmithParams
 from pydantic import Field
 
 from llma_rag.settings import RULES, STRICT, EngineSettings
-from llma_rag.text import reference_ids
 
 _IDENTIFYING = (
     "model",
+    "base_url",
     "device",
     "dtype",
     "width",
@@ -35,10 +35,6 @@ class LangChainSettings(EngineSettings):
     """Strings that end an answer and are not part of it."""
     streaming: bool = False
     """Stream below `invoke` too, for callbacks that want every token."""
-    max_retries: int | None = None
-    """Without effect on a local model."""
-    api_key: Any = Field(default=None, exclude=True, repr=False)
-    """Without effect on a local model."""
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
@@ -58,4 +54,4 @@ class LangChainSettings(EngineSettings):
 
     def get_token_ids(self, text: str) -> list[int]:
         """Return the model's ids of a text, without special ones."""
-        return reference_ids(self._engine({}).tokenizer, text)
+        return self._engine({}).text_ids(text)

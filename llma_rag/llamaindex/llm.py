@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from llama_index.core.base.llms.generic_utils import messages_to_prompt as generic_messages_to_prompt
 from llama_index.core.base.llms.types import (
@@ -18,20 +18,23 @@ from llama_index.core.base.llms.types import (
     MessageRole,
     ToolCallBlock,
 )
+from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection, default_completion_to_prompt
 from llama_index.core.tools.types import BaseTool
 from pydantic import Field
 
-from llma_rag.calls import Call
+from llma_rag.calls import Call, call_to, can_call_tools
 from llma_rag.engine import Engine
 from llma_rag.llamaindex.messages import Reply, arguments_of, as_chat_messages
 from llma_rag.llamaindex.references import references_for
 from llma_rag.references import gather
-from llma_rag.replies import takes_tools
 from llma_rag.settings import STRICT, EngineSettings
-from llma_rag.text import Message, reference_ids
+from llma_rag.text import Message
+
+if TYPE_CHECKING:
+    from llma_rag.remote import RemoteCall, RemoteEngine
 
 _CALL_TAKES = ("tools", "tool_choice", "chat_template_kwargs")
 
@@ -63,13 +66,13 @@ class LLMA(EngineSettings, FunctionCallingLLM):
     def metadata(self) -> LLMMetadata:
         """What LlamaIndex asks of a model; the model is loaded for it."""
         engine = self._engine({})
-        length = engine.runner.context_length
+        length = engine.context_length or DEFAULT_CONTEXT_WINDOW  # a server need not tell
         return LLMMetadata(
             context_window=length,
             num_output=min(self.max_tokens or length, length // 2),
             is_chat_model=self._has_own_chat_prompt
-            or (engine.tokenizer.chat_template is not None and not self._has_own_completion_prompt),
-            is_function_calling_model=takes_tools(engine.tokenizer) and not self._has_own_chat_prompt,
+            or (engine.takes_messages and not self._has_own_completion_prompt),
+            is_function_calling_model=can_call_tools(engine) and not self._has_own_chat_prompt,
             model_name=self.model,
         )
 
@@ -80,8 +83,7 @@ class LLMA(EngineSettings, FunctionCallingLLM):
     @property
     def tokenizer_fn(self) -> Callable[[str], list[int]]:
         """The model's tokenizer as `Settings.tokenizer` wants it, so that budgets are right."""
-        tokenizer = self._engine({}).tokenizer
-        return lambda text: reference_ids(tokenizer, text)
+        return self._engine({}).text_ids
 
     def with_references(self, references: Sequence[Any]) -> Self:
         """Return the same model, weights shared, whose answers may copy from nodes, documents or texts as well."""
@@ -146,25 +148,31 @@ class LLMA(EngineSettings, FunctionCallingLLM):
     def _has_own_completion_prompt(self) -> bool:
         return self.completion_to_prompt not in (None, default_completion_to_prompt)
 
-    def _chat_call(self, engine: Engine, messages: Sequence[ChatMessage], kwargs: dict[str, Any]) -> Call:
-        if self._has_own_chat_prompt or engine.tokenizer.chat_template is None:
+    def _chat_call(
+        self, engine: Engine | RemoteEngine, messages: Sequence[ChatMessage], kwargs: dict[str, Any]
+    ) -> Call | RemoteCall:
+        if self._has_own_chat_prompt or not engine.takes_messages:
             to_prompt = self.messages_to_prompt or generic_messages_to_prompt
             return self._call(engine, to_prompt(messages), kwargs)
         return self._call(engine, as_chat_messages(messages), kwargs)
 
-    def _completion_call(self, engine: Engine, prompt: str, formatted: bool, kwargs: dict[str, Any]) -> Call:
+    def _completion_call(
+        self, engine: Engine | RemoteEngine, prompt: str, formatted: bool, kwargs: dict[str, Any]
+    ) -> Call | RemoteCall:
         if formatted:
             return self._call(engine, prompt, kwargs)
         if self.completion_to_prompt is not None and self._has_own_completion_prompt:
             return self._call(engine, self.completion_to_prompt(self._extend_prompt(prompt)), kwargs)
-        if engine.tokenizer.chat_template is None and not self._has_own_chat_prompt:
+        if not engine.takes_messages and not self._has_own_chat_prompt:
             return self._call(engine, self._extend_prompt(prompt), kwargs)
         if self.query_wrapper_prompt is not None:
             prompt = self.query_wrapper_prompt.format(query_str=prompt)
         messages = self._extend_messages([ChatMessage(role=MessageRole.USER, content=prompt)])
         return self._chat_call(engine, messages, kwargs)
 
-    def _call(self, engine: Engine, prompt: str | Sequence[Message], kwargs: dict[str, Any]) -> Call:
+    def _call(
+        self, engine: Engine | RemoteEngine, prompt: str | Sequence[Message], kwargs: dict[str, Any]
+    ) -> Call | RemoteCall:
         """Return a request for the engine; unknown arguments are an error."""
         if "references" in kwargs:
             raise TypeError(
@@ -181,7 +189,7 @@ class LLMA(EngineSettings, FunctionCallingLLM):
             raise ValueError(
                 "tools and chat_template_kwargs go through the chat template, which a string does not"
             )
-        return Call(engine, prompt, options, tools=tools or (), tool_choice=tool_choice)
+        return call_to(engine, prompt, options, tools=tools or (), tool_choice=tool_choice)
 
     # -- function calling ---------------------------------------------------------------------------
 

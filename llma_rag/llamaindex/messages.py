@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import aclosing, closing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.types import (
     CachePoint,
@@ -27,6 +27,9 @@ from llama_index.core.base.llms.types import (
 
 from llma_rag.calls import Call
 from llma_rag.replies import ReplyPiece, ToolCall, as_template_call
+
+if TYPE_CHECKING:
+    from llma_rag.remote import RemoteCall
 
 _ROLES = {
     MessageRole.SYSTEM: "system",
@@ -104,7 +107,7 @@ def _arguments_as_written(call: ToolCallBlock) -> dict[str, Any]:
 class Reply:
     """A reply that grows piece by piece, as LlamaIndex's responses; each holds all there is so far."""
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call | RemoteCall) -> None:
         self._call = call
         self._reasoning = ""
         self._calls: list[ToolCall] = []

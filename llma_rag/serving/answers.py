@@ -185,11 +185,8 @@ def model_call(engine: Engine, request: ChatRequest, max_tokens: int) -> Call:
     Raises:
         ApiError: the request asks for what there is not.
     """
-    template_kwargs = request.chat_template_kwargs or {}
-    if "chat_template" in template_kwargs:  # a program, which may run for ever
-        raise ApiError(400, "chat_template_kwargs may not set chat_template; the model's own is taken")
     options = request.options(max_tokens)
-    options["chat_template_kwargs"] = template_kwargs
+    options["chat_template_kwargs"] = template_kwargs_of(request.chat_template_kwargs)
     tools = request.tool_descriptions
     choice = request.tool_choice
     wanted = choice.function.name if isinstance(choice, NamedTool) else choice
@@ -199,6 +196,17 @@ def model_call(engine: Engine, request: ChatRequest, max_tokens: int) -> Call:
         raise ApiError(400, str(error), param="tool_choice") from error
     messages = [message.as_template_message() for message in request.messages]
     return Call(engine, messages, options, tools=tools, tool_choice=chosen)
+
+
+def template_kwargs_of(sent: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what a client may hand to the chat template.
+
+    Raises:
+        ApiError: it is a template.
+    """
+    if sent and "chat_template" in sent:  # a program, which may run for ever
+        raise ApiError(400, "chat_template_kwargs may not set chat_template; the model's own is taken")
+    return dict(sent or {})
 
 
 def prepared(

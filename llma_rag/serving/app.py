@@ -21,7 +21,7 @@ from llma_rag.serving.answers import source_json
 from llma_rag.serving.errors import handle_errors, not_found
 from llma_rag.serving.gate import Gate
 from llma_rag.serving.metrics import CountResponses
-from llma_rag.serving.openai_api import Body, ChatRequest, CompletionRequest
+from llma_rag.serving.openai_api import Body, ChatRequest, CompletionRequest, TokenizeRequest
 from llma_rag.serving.service import ServerSettings, Service
 from llma_rag.serving.uploads import Uploads
 from llma_rag.serving.web_page import WithHeaders, page_routes
@@ -129,6 +129,11 @@ def _routes(service: Service) -> APIRouter:
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Complete prompts."""
         return await service.complete(request, body)
+
+    @router.post("/tokenize")
+    def tokenize(body: TokenizeRequest) -> dict[str, Any]:
+        """Return the model's ids of a text, or of messages."""
+        return service.tokenize(body)
 
     @router.get(_DOCUMENTS_PATH)
     def documents() -> dict[str, Any]:

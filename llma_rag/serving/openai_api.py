@@ -283,6 +283,22 @@ class ChatRequest(GenerationRequest):
         return [tool.model_dump() for tool in self.tools or ()]
 
 
+class TokenizeRequest(Body):
+    """The body of `/tokenize`, as vLLM has it: a text, or messages for the chat template.
+
+    Attributes:
+        model: one of those that `/v1/models` lists.
+        add_special_tokens: whether a text gets those of a prompt.
+    """
+
+    model: str
+    prompt: str | None = None
+    messages: Annotated[list[ChatMessage], Field(max_length=_MOST_MESSAGES)] | None = None
+    add_special_tokens: bool = True
+    tools: Annotated[list[Tool], Field(max_length=1000)] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
 class CompletionRequest(GenerationRequest):
     """The body of `/v1/completions`: a prompt to complete as it is, or several."""
 

@@ -21,7 +21,14 @@ from llma_rag.conversation import Chatbot, ChatSettings, Conversation, Conversat
 from llma_rag.engine import Engine
 from llma_rag.errors import ContextLengthError
 from llma_rag.retrieval import DocumentStore
-from llma_rag.serving.answers import DocumentsAnswer, ModelAnswer, history, model_call, prepared
+from llma_rag.serving.answers import (
+    DocumentsAnswer,
+    ModelAnswer,
+    history,
+    model_call,
+    prepared,
+    template_kwargs_of,
+)
 from llma_rag.serving.errors import ApiError, not_found
 from llma_rag.serving.gate import Admission
 from llma_rag.serving.metrics import Metrics
@@ -31,6 +38,7 @@ from llma_rag.serving.openai_api import (
     CompletionRequest,
     GenerationRequest,
     ResponseWriter,
+    TokenizeRequest,
 )
 from llma_rag.serving.streaming import (
     ClientGoneError,
@@ -41,6 +49,7 @@ from llma_rag.serving.streaming import (
     until_end,
 )
 from llma_rag.serving.uploads import Uploads
+from llma_rag.text import prompt_ids
 
 DOCUMENTS_SUFFIX = "+documents"
 _PREPARING_THREADS = 4  # of each kind
@@ -124,7 +133,7 @@ class Service:
                 "object": "model",
                 "created": self._started,
                 "owned_by": "llma_rag",
-                "max_model_len": self._engine.runner.context_length,
+                "max_model_len": self._engine.context_length,
             }
             for name in (self._documents_model, self._engine.name)
         ]
@@ -144,6 +153,24 @@ class Service:
     @property
     def _documents_model(self) -> str:
         return self._engine.name + DOCUMENTS_SUFFIX
+
+    def tokenize(self, body: TokenizeRequest) -> dict[str, Any]:
+        """Return the ids of a text or of messages."""
+        self.model(body.model)
+        if (body.prompt is None) == (body.messages is None):
+            raise ApiError(400, "give either prompt or messages")
+        tokenizer = self._engine.tokenizer
+        if body.messages is not None:
+            template_kwargs = template_kwargs_of(body.chat_template_kwargs)
+            if body.tools:
+                template_kwargs["tools"] = [tool.model_dump() for tool in body.tools]
+            messages = [message.as_template_message() for message in body.messages]
+            ids = prompt_ids(tokenizer, messages, chat_template_kwargs=template_kwargs)
+        elif body.add_special_tokens:
+            ids = prompt_ids(tokenizer, body.prompt or "")
+        else:
+            ids = self._engine.text_ids(body.prompt or "")
+        return {"count": len(ids), "max_model_len": self._engine.context_length, "tokens": ids}
 
     # -- conversations --------------------------------------------------------------------------------
 
@@ -298,7 +325,7 @@ class Service:
         return [DocumentsAnswer(bot, conversation, answering, kept, self.metrics, with_ids=with_ids)]
 
     def _require_limit(self, body: GenerationRequest) -> None:
-        context = self._engine.runner.context_length
+        context = self._engine.context_length
         if (body.asked_tokens or 0) > context:
             raise ContextLengthError(
                 f"max_tokens is {body.asked_tokens}, but the context holds {context}, the prompt included"
