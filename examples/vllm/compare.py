@@ -85,9 +85,8 @@ def _one(text: str) -> list[str]:
 def _prompts() -> dict[str, list[list[dict[str, str]]]]:
     with as_file(files("llma_rag").joinpath("demo/documents")) as folder:
         documents = read_documents([folder])
-    chunks = [one for one in split_documents(documents, lambda text: len(text.split())) if one.headings]
-    chunks = chunks[:: len(chunks) // (3 * PROMPTS) or 1][: 3 * PROMPTS]
-    sets = {kind: chunks[number::3][:PROMPTS] for number, kind in enumerate(SETS)}
+    chunks = split_documents(documents, lambda text: len(text.split()))[: 3 * PROMPTS]
+    sets = {kind: chunks[number::3] for number, kind in enumerate(SETS)}
     return {
         kind: [_prompt(chunk, [chunk.text] if kind == SETS[0] else []) for chunk in sets[kind]]
         for kind in SETS
@@ -95,7 +94,8 @@ def _prompts() -> dict[str, list[list[dict[str, str]]]]:
 
 
 def _prompt(chunk: Chunk, passages: list[str]) -> list[dict[str, str]]:
-    return quoting_prompt(f"What does the text say about {chunk.headings[-1]}?", passages)
+    subject = chunk.headings[-1] if chunk.headings else " ".join(chunk.text.split()[:5])
+    return quoting_prompt(f"What does the text say about {subject}?", passages)
 
 
 def _ask(server: httpx.Client, messages: list[dict[str, str]], references: list[str]) -> str:

@@ -49,10 +49,11 @@ class ReferenceProposer:
     def update(self, requests: Mapping[str, Any], batch: Any) -> None:
         """Take the requests that there are, before a step; what is known of others is let go."""
         self._requests, self._batch = requests, batch
-        for request_id in [
-            one for one, known in self._drafting.items() if requests.get(one) is not known.state
-        ]:
+        gone = [one for one, known in self._drafting.items() if requests.get(one) is not known.state]
+        for request_id in gone:
             del self._drafting[request_id]
+        if gone:
+            _log.debug("llma_rag keeps something of %d requests; %s", len(self._drafting), dict(self.counts))
 
     @property
     def known_requests(self) -> int:
