@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import groupby
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -11,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llma_rag.vllm import ReferenceProposer, as_xargs, register
+from llma_rag.vllm import SEPARATOR, ReferenceProposer, as_xargs, register
 from llma_rag.vllm import proposer as proposer_module
-from llma_rag.vllm.xargs import MOST_IDS, references_of
+from llma_rag.vllm.xargs import MOST_IDS, reference_ids_of
 
 VOCABULARY = 1000
 POSITIONS = 512
@@ -95,7 +96,7 @@ def test_the_prompt_is_the_reference_where_none_come():
     assert runner.run("a") < 10
 
 
-def test_references_of_a_request_are_its_own():
+def test_reference_ids_of_a_request_are_its_own():
     runner = Runner()
     runner.add("with", [1, 2], DOCUMENT[:50], as_xargs([[7, 8, 9], DOCUMENT]))
     runner.add("without", [1, 2], DOCUMENT[:50])
@@ -113,12 +114,14 @@ def test_state_goes_with_its_request_and_stays_while_it_is_preempted():
     assert runner.drafter.known_requests == 3
     runner._update_states(finished=["a"])  # aborted: a step without any ids
     assert runner.drafter.known_requests == 2
-    preempted = runner.requests["b"]
-    runner.input_batch.req_ids = ["c"]
-    runner.drafter.update(runner.requests, runner.input_batch)
+    preempted = runner.requests.pop("b")
+    runner.drafter.update(
+        {**runner.requests, "b": preempted}, SimpleNamespace(req_ids=["c"])
+    )  # not in the batch
     assert runner.drafter.known_requests == 2
-    assert runner.requests["b"] is preempted
-    runner.step(finished=["c"])
+    runner.requests["b"] = preempted
+    assert runner.step()["b"] == DOCUMENT[2:10]  # resumed
+    runner.step(finished=["b", "c"])
     runner.add("b", [1, 2], DOCUMENT)  # the same id, another request
     assert runner.step()["b"] == []
     runner._update_states(finished=["b"])
@@ -153,12 +156,21 @@ def test_endless_references_are_cut_and_read_a_piece_a_step(monkeypatch):
     runner.step()
     assert runner.drafter.counts["references_cut"] == 1
     request = runner.drafter._drafting["a"]
-    assert request.reference_ids == MOST_IDS
-    assert len(list(request._unindexed)) == MOST_IDS - proposer_module.INDEXED_PER_STEP
+    assert len(request.references) == MOST_IDS
+    assert len(request._index) == proposer_module.INDEXED_PER_STEP
     monkeypatch.setattr(proposer_module, "MOST_IDS", MOST_IDS)
     runner.add("c", [1, 2], DOCUMENT, as_xargs([DOCUMENT]))
     runner.step()
     assert runner.drafter.counts["MemoryError"] == 1
+
+
+def test_many_tiny_references_are_one_index():
+    runner = Runner()
+    runner.add("a", [1, 2], DOCUMENT[:30], as_xargs([[5]] * 10_000 + [DOCUMENT]))
+    for _ in range(7):
+        drafts = runner.step()
+    assert drafts["a"] == DOCUMENT[7:15]
+    assert len(runner.drafter._drafting["a"]._drafter._indexes) == 2
 
 
 def test_a_draft_is_the_models_ids_and_fits_its_context():
@@ -187,9 +199,13 @@ def test_faults_draft_nothing_and_do_not_reach_the_server(caplog):
     st.recursive(st.none() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=8),
 )
 def test_references_come_through_and_anything_else_is_told(references, other):
-    assert references_of(as_xargs(references), VOCABULARY) == [one for one in references if one]
+    sent = reference_ids_of(as_xargs(references), VOCABULARY)
+    parts = [
+        [*group] for is_end, group in groupby(sent, lambda token_id: token_id == SEPARATOR) if not is_end
+    ]
+    assert parts == [one for one in references if one]
     try:
-        references_of({"llma_rag_references": other}, VOCABULARY)
+        reference_ids_of({"llma_rag_references": other}, VOCABULARY)
     except ValueError as error:
         assert "llma_rag_references" in str(error)
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llma_rag.decoding import NgramIndex, ReferenceDrafter
 from llma_rag.vllm.supported import observe_running_class, require_supported_version
 from llma_rag.vllm.xargs import MOST_IDS as MOST_IDS_OF_ONE
-from llma_rag.vllm.xargs import REFERENCES, UnusableReferencesError, drafts_wanted, references_of
+from llma_rag.vllm.xargs import REFERENCES, UnusableReferencesError, drafts_wanted, reference_ids_of
 
 MOST_IDS = 2_000_000  # of all references that are searched at a time; each takes about 210 bytes
 INDEXED_PER_STEP = 4096  # ids of references: long ones must not hold up everybody's next token
@@ -82,6 +81,9 @@ class ReferenceProposer:
             try:
                 if sampled:
                     request = self._request(self._batch.req_ids[row])
+                    if not drafts_wanted(request.xargs):
+                        drafts.append([])
+                        continue
                     length = int(num_tokens_no_spec[row])
                     room -= request.read(token_ids_cpu[row], length, room)
                     draft = self._usable(
@@ -100,25 +102,27 @@ class ReferenceProposer:
             request.references = self._references(request.xargs)
         return request
 
-    def _references(self, xargs: Mapping[str, Any]) -> list[list[int]]:
+    def _references(self, xargs: Mapping[str, Any]) -> list[int]:
         """Return a request's references, none where they are unusable or too many are searched already."""
+        sent = xargs.get(REFERENCES, [])
+        length = len(sent) if isinstance(sent, list) else 0
+        if length > MOST_IDS_OF_ONE:
+            self.counts["references_cut"] += 1
+        searched = sum(len(request.references) for request in self._drafting.values())
         try:
-            references = references_of(xargs, self._vocabulary_size)
-        except UnusableReferencesError as error:
+            if searched + min(length, MOST_IDS_OF_ONE) > MOST_IDS:
+                raise MemoryError(f"over {MOST_IDS} ids of references at a time")
+            return reference_ids_of(xargs, self._vocabulary_size)
+        except (UnusableReferencesError, MemoryError) as error:
             self._count_fault(error)
             return []
-        if len(xargs.get(REFERENCES, [])) > MOST_IDS_OF_ONE:
-            self.counts["references_cut"] += 1
-        searched = sum(request.reference_ids for request in self._drafting.values())
-        if searched + sum(map(len, references)) > MOST_IDS:
-            self._count_fault(MemoryError(f"over {MOST_IDS} ids of references at a time"))
-            return []
-        return references
 
     def _usable(self, draft: list[int]) -> list[int]:
         """Return a draft as far as all its ids are the model's, and count it."""
         for place, token_id in enumerate(draft):
-            if not 0 <= token_id < self._vocabulary_size:  # vLLM marks places that are no text so
+            if (
+                not 0 <= token_id < self._vocabulary_size
+            ):  # the end of a reference, or what vLLM marks as no text
                 draft = draft[:place]
                 break
         self.counts["drafts"] += bool(draft)
@@ -150,38 +154,24 @@ class _Request:
     def __init__(self, state: Any) -> None:
         self.state = state
         self.xargs: Mapping[str, Any] = getattr(state.sampling_params, "extra_args", None) or {}
-        self.references: list[list[int]] = []
+        self.references: list[int] = []  # of all of them, separators between
         self._drafter: ReferenceDrafter | None = None
         self._read = 0  # ids of the prompt and the output
-        self._unindexed: Iterator[tuple[NgramIndex, int]] = iter(())
-
-    @property
-    def reference_ids(self) -> int:
-        """How many ids its references have."""
-        return sum(map(len, self.references))
+        self._index = NgramIndex()  # of the references, as far as they are indexed
 
     def read(self, ids: Any, length: int, room: int) -> int:
         """Take note of what is new in the row, and of up to `room` ids of the references; return how many it were."""
         if self._drafter is None or length < self._read:  # the first step, or some output was taken back
             prompt_length = min(int(self.state.num_prompt_tokens), length)
-            indexes = [NgramIndex() for _ in self.references]
-            self._drafter = ReferenceDrafter(indexes, ids[:prompt_length].tolist())
+            self._drafter = ReferenceDrafter([self._index], ids[:prompt_length].tolist())
             self._read = prompt_length
-            self._unindexed = (
-                (index, token_id)
-                for index, reference in zip(indexes, self.references, strict=True)
-                for token_id in reference
-            )
         self._drafter.extend(ids[self._read : length].tolist())
         self._read = length
-        indexed = 0
-        for index, token_id in islice(self._unindexed, max(0, room)):
-            index.append(token_id)
-            indexed += 1
-        return indexed
+        new = self.references[len(self._index) : len(self._index) + max(0, room)]
+        for token_id in new:
+            self._index.append(token_id)
+        return len(new)
 
     def propose(self, room: int) -> list[int]:
         """Return a draft of up to `room` ids."""
-        if self._drafter is None or not drafts_wanted(self.xargs):
-            return []
-        return next(iter(self._drafter.propose(room)), [])
+        return next(iter(self._drafter.propose(room)), []) if self._drafter else []

@@ -58,9 +58,12 @@ def observe(runner_class: type) -> None:
     @functools.wraps(begin_step)
     def and_tell(runner: Any, *args: Any, **kwargs: Any) -> Any:
         result = begin_step(runner, *args, **kwargs)
-        update = getattr(getattr(runner, "drafter", None), "update", None)
-        if update is not None:
-            update(runner.requests, runner.input_batch)
+        try:
+            update = getattr(getattr(runner, "drafter", None), "update", None)
+            if update is not None:
+                update(runner.requests, runner.input_batch)
+        except Exception:  # the server goes on; what is unknown of its requests drafts nothing
+            _log.exception("llma_rag was not told of requests")
         return result
 
     and_tell._tells_llma_rag = True  # type: ignore[attr-defined]

@@ -23,8 +23,8 @@ class UnusableReferencesError(ValueError):
     """A client has sent what are no references."""
 
 
-def references_of(xargs: Mapping[str, Any], vocabulary_size: int) -> list[list[int]]:
-    """Return the references of a request, as many ids as are searched.
+def reference_ids_of(xargs: Mapping[str, Any], vocabulary_size: int) -> list[int]:
+    """Return the ids of a request's references with separators between them, as many as are searched.
 
     Raises:
         UnusableReferencesError: they are no list of ids of the vocabulary.
@@ -32,17 +32,13 @@ def references_of(xargs: Mapping[str, Any], vocabulary_size: int) -> list[list[i
     sent = xargs.get(REFERENCES, [])
     if not isinstance(sent, list):
         raise UnusableReferencesError(f"{REFERENCES} must be a list of ids, got {type(sent).__name__}")
-    references: list[list[int]] = [[]]
-    for token_id in sent[:MOST_IDS]:
+    ids = sent[:MOST_IDS]
+    for token_id in ids:
         if type(token_id) is not int:
             raise UnusableReferencesError(f"{REFERENCES} must hold ids, got {type(token_id).__name__}")
-        if token_id == SEPARATOR:
-            references.append([])
-        elif 0 <= token_id < vocabulary_size:
-            references[-1].append(token_id)
-        else:
+        if not SEPARATOR <= token_id < vocabulary_size:
             raise UnusableReferencesError(f"{REFERENCES} hold an id outside the model's vocabulary")
-    return [reference for reference in references if reference]
+    return ids
 
 
 def drafts_wanted(xargs: Mapping[str, Any]) -> bool:
