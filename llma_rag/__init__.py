@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         PromptError,
         RequestCancelledError,
         RequestTimeoutError,
+        ServerError,
         StoreError,
         UnsupportedModelError,
     )
@@ -66,6 +67,7 @@ __all__ = [
     "RequestCancelledError",
     "RequestOptions",
     "RequestTimeoutError",
+    "ServerError",
     "Skipped",
     "StoreError",
     "StoreInfo",
@@ -92,6 +94,7 @@ _HOMES = {
     "PromptError": "errors",
     "RequestCancelledError": "errors",
     "RequestTimeoutError": "errors",
+    "ServerError": "errors",
     "StoreError": "errors",
     "UnsupportedModelError": "errors",
     "DraftConfig": "decoding",

@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
+import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import inf
@@ -27,11 +28,14 @@ from llma_rag.provenance import CopiedSpan, as_references, copied_spans, coverag
 from llma_rag.replies import ReplyPiece, ToolCall
 from llma_rag.text import Message
 from llma_rag.vllm import as_xargs
+from llma_rag.vllm.xargs import MOST_IDS
 
 Kind = Literal["llma_rag", "vllm", "other"]
 
 _CHECK_S = 10.0  # for questions about the server, which need no model
-_MOST_TOKENISED = 4096  # texts whose ids are kept
+_MOST_TOKENISED = 1024  # texts whose ids are kept
+_MOST_ENGINES = 64
+_log = logging.getLogger(__name__)
 _NO_KEY = "none"  # what servers without a key are sent: the client insists on one
 _RULES: dict[str, tuple[Any, tuple[Kind, ...]]] = {  # what changes nothing, and who knows the parameter
     "repetition_penalty": (1.0, ("llma_rag", "vllm")),
@@ -86,17 +90,26 @@ class RemoteEngine:
             "base_url": self.base_url,
             "api_key": api_key or _NO_KEY,
             "max_retries": max_retries,
-            "timeout": None,
+            "timeout": httpx.Timeout(None, connect=_CHECK_S),
         }
+        self._certificates = httpx.create_ssl_context()  # takes a while to read
+        self._known: Mapping[str, Any] | None = None
+        self._has_told_of_ids = False
         self.client = openai.OpenAI(**self._settings)
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx.Client(headers=headers, timeout=_CHECK_S)
         self._ids: OrderedDict[str, list[int]] = OrderedDict()
         self._lock = threading.Lock()
 
+    def close(self) -> None:
+        """Close the connections."""
+        self.client.close()
+        self._http.close()
+
     def async_client(self) -> openai.AsyncOpenAI:
         """Return a client for the running event loop, to be closed: its connections belong to the loop."""
-        return openai.AsyncOpenAI(**self._settings)
+        http = openai.DefaultAsyncHttpxClient(verify=self._certificates)
+        return openai.AsyncOpenAI(**self._settings, http_client=http)
 
     def call(
         self,
@@ -109,16 +122,23 @@ class RemoteEngine:
         """Return a request to the server; arguments as for `calls.Call`."""
         return RemoteCall(self, prompt, options, tools=tools, tool_choice=tool_choice)
 
-    @functools.cached_property
+    @property
     def _about(self) -> Mapping[str, Any]:
         """What the server tells of the model, empty where it lists none of this name.
 
         Raises:
             ServerError: it does not answer.
         """
-        with told_errors(self.base_url):
-            listed = self.client.models.list(timeout=_CHECK_S)
-        return next((model.model_dump() for model in listed.data if model.id == self.name), {})
+        if self._known is None:
+            try:
+                with told_errors(self.base_url):
+                    listed = self.client.models.list(timeout=_CHECK_S).data
+            except ServerError as error:
+                if not isinstance(error.__cause__, openai.NotFoundError):
+                    raise
+                listed = []  # some servers list nothing
+            self._known = next((model.model_dump() for model in listed if model.id == self.name), None)
+        return self._known or {}
 
     @property
     def kind(self) -> Kind:
@@ -141,10 +161,10 @@ class RemoteEngine:
         with self._lock:
             if text in self._ids:
                 self._ids.move_to_end(text)
-                return self._ids[text]
+                return list(self._ids[text])
         ids = self._tokenised({"prompt": text, "add_special_tokens": False})
         with self._lock:
-            self._ids[text] = ids
+            self._ids[text] = list(ids)
             while len(self._ids) > _MOST_TOKENISED:
                 self._ids.popitem(last=False)
         return ids
@@ -177,9 +197,25 @@ class RemoteEngine:
         try:
             response = self._http.post(address, json={"model": self.name, **body})
             response.raise_for_status()
-        except httpx.HTTPError as error:
-            raise ServerError(f"{address} did not tell ids: {error}") from error
-        return list(response.json()["tokens"])
+            return list(response.json()["tokens"])
+        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+            raise ServerError(f"{address} did not tell ids: {error!r}") from error
+
+    def _reference_ids(self, texts: Iterable[str]) -> list[list[int]]:
+        """Return the ids of references, best first, as many as are searched; none where the server does not tell."""
+        found: list[list[int]] = []
+        room = MOST_IDS
+        try:
+            for text in dict.fromkeys(texts):
+                if room <= 0:
+                    break
+                found.append(self.text_ids(text))
+                room -= len(found[-1]) + 1
+        except ServerError as error:  # the answer is the same without
+            if not self._has_told_of_ids:
+                _log.warning("references are not sent: %s; this is said once", error)
+            self._has_told_of_ids = True
+        return found
 
     def extra_body(self, options: RequestOptions) -> dict[str, Any]:
         """Return what a request says beyond OpenAI's parameters: references, and rules of decoding.
@@ -187,6 +223,8 @@ class RemoteEngine:
         Raises:
             ValueError: an option has no effect on this server.
         """
+        if not options.get("reuse_prefix", True):
+            raise ValueError("reuse_prefix has no effect on a server; leave it out")
         body: dict[str, Any] = {}
         for name, (neutral, known_to) in _RULES.items():
             value = options.get(name, neutral)
@@ -204,11 +242,7 @@ class RemoteEngine:
             body["references"] = [reference.text for reference in references]
             body["draft"] = draft
         elif self.kind == "vllm":
-            ids = (
-                [self.text_ids(text) for text in dict.fromkeys(one.text for one in references)]
-                if draft
-                else []
-            )
+            ids = self._reference_ids(one.text for one in references) if draft else []
             body["vllm_xargs"] = as_xargs(ids, draft=draft)
         return body
 
@@ -237,7 +271,7 @@ class RemoteCall:
     ) -> None:
         self.engine = engine
         self.content = ""
-        self.finish_reason = "stop"
+        self.finish_reason = ""
         self._references = as_references(options.get("references") or ())
         self._prompt = prompt
         self._options = options
@@ -266,7 +300,7 @@ class RemoteCall:
                 async for chunk in chunks:
                     if piece := self._taken(chunk):
                         yield piece
-            if piece := self._finished():
+            if piece := await asyncio.to_thread(self._finished):
                 yield piece
 
     @property
@@ -286,6 +320,19 @@ class RemoteCall:
             "copied_spans": spans_as_data(self.copied_spans),
         }
 
+    def _most_tokens(self) -> int | None:
+        """Return the limit of the answer: what is asked for, or the room that the context has, as far as it is known."""
+        if self._options.get("max_tokens") is not None or self.engine.kind == "other":
+            return self._options.get("max_tokens")
+        context = self.engine.context_length
+        if context is None:
+            return None
+        kwargs = {
+            **(self._options.get("chat_template_kwargs") or {}),
+            **({"tools": self._tools} if self._tools else {}),
+        }
+        return max(1, context - self.engine.count_tokens(self._prompt, kwargs))
+
     def _create(self, client: openai.OpenAI | openai.AsyncOpenAI) -> Callable[..., Any]:
         return client.completions.create if isinstance(self._prompt, str) else client.chat.completions.create
 
@@ -300,18 +347,18 @@ class RemoteCall:
             "stream_options": {"include_usage": True},
             "extra_body": self.engine.extra_body(options),
         }
-        if options.get("max_tokens") is not None:
-            request["max_tokens"] = options["max_tokens"]
+        if (most := self._most_tokens()) is not None:
+            request["max_tokens"] = most
         if options.get("stop"):
             request["stop"] = list(options["stop"])
         if timeout is not None:
-            request["timeout"] = timeout  # of connecting, and between two events
+            request["timeout"] = timeout  # between two events; the deadline holds for all of them
         if isinstance(self._prompt, str):
             return {**request, "prompt": self._prompt}
         request["messages"] = [_as_sent(message) for message in self._prompt]
         if self._tools:
             request["tools"] = self._tools
-            if self._tool_choice is not None:
+            if self._tool_choice not in (None, False):
                 request["tool_choice"] = _as_tool_choice(self._tool_choice)
         return request
 
@@ -350,7 +397,13 @@ class RemoteCall:
             call["arguments"] += delta.function.arguments or ""
 
     def _finished(self) -> ReplyPiece | None:
-        """Return the calls of tools, which are final at the end only."""
+        """Return the calls of tools, which are final at the end only.
+
+        Raises:
+            ServerError: the stream ended before the answer did.
+        """
+        if not self.finish_reason:
+            raise ServerError(f"the server at {self.engine.base_url} broke the answer off")
         self.copied_spans = copied_spans(self.content, self._references)
         usage = self._usage
         details = getattr(usage, "prompt_tokens_details", None)
@@ -366,7 +419,7 @@ class RemoteCall:
         return ReplyPiece(tool_calls=tuple(map(_as_call, calls))) or None
 
 
-@functools.cache
+@functools.lru_cache(maxsize=_MOST_ENGINES)
 def remote_engine(base_url: str, model: str, api_key: str | None, max_retries: int | None) -> RemoteEngine:
     """Return the engine of a server, one for all who ask for the same."""
     retries = {} if max_retries is None else {"max_retries": max_retries}
@@ -390,13 +443,14 @@ def told_errors(address: str) -> Iterator[None]:
         raise ServerError(f"the server at {address} does not answer: {error.__cause__ or error}") from error
     except openai.APIStatusError as error:
         told = _told(error)
-        if ("context" in told and "length" in told) or error.code == "context_length_exceeded":
+        is_too_long = "context" in told and ("length" in told or "holds" in told)
+        if error.code == "context_length_exceeded" or (error.status_code in (400, 413) and is_too_long):
             raise ContextLengthError(told) from error
         raise ServerError(
             f"the server at {address} answered with status {error.status_code}: {told}"
         ) from error
-    except openai.APIError as error:  # in the middle of a stream
-        raise ServerError(f"the server at {address} broke the answer off: {error.message}") from error
+    except (openai.APIError, httpx.HTTPError) as error:  # in the middle of a stream
+        raise ServerError(f"the server at {address} broke the answer off: {error}") from error
 
 
 def _told(error: openai.APIStatusError) -> str:

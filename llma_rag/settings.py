@@ -8,9 +8,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlsplit
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from llma_rag.engine import DEFAULT_MAX_TOKENS, DEFAULT_PREFIX_CACHE_MB, Engine, RequestOptions
 from llma_rag.errors import ModelError
@@ -57,7 +58,11 @@ _ELSEWHERE = {  # what other classes call it, and what it is here
 }
 
 STRICT = ConfigDict(
-    extra="forbid", protected_namespaces=(), populate_by_name=True, arbitrary_types_allowed=True
+    hide_input_in_errors=True,
+    extra="forbid",
+    protected_namespaces=(),
+    populate_by_name=True,
+    arbitrary_types_allowed=True,
 )
 
 
@@ -72,7 +77,7 @@ class EngineSettings(BaseModel):
     """An `llma_rag.Engine` that is loaded already; `model` then is only its name."""
     base_url: str | None = None
     """Of an OpenAI-compatible server that has the model, such as `http://127.0.0.1:8000/v1`; needs the `remote` extra."""
-    api_key: Any = Field(default=None, exclude=True, repr=False)
+    api_key: SecretStr | None = Field(default=None, exclude=True, repr=False)
     """Of that server; without effect on a local model."""
     max_retries: int | None = Field(default=None, ge=0)
     """Of requests that the server is too busy for, 2 by default; without effect on a local model."""
@@ -115,6 +120,19 @@ class EngineSettings(BaseModel):
             listed = {*EngineSettings.model_fields, *(known & cls.__annotations__.keys())}
             raise ValueError(_unknown("setting", values.keys() - known, listed))
         return values
+
+    @field_validator("base_url")
+    @classmethod
+    def _require_address(cls, address: str | None) -> str | None:
+        """Refuse what is no address, and passwords in it, which would come into traces."""
+        if address is None:
+            return None
+        parts = urlsplit(address)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.password:
+            raise ValueError(
+                "base_url must be like http://127.0.0.1:8000/v1, without user and password; use api_key"
+            )
+        return address
 
     @model_validator(mode="after")
     def _require_one_place(self) -> Self:
@@ -185,7 +203,7 @@ class EngineSettings(BaseModel):
         if self.base_url is None:
             return None
         remote = _remote_module()
-        key = self.api_key.get_secret_value() if hasattr(self.api_key, "get_secret_value") else self.api_key
+        key = None if self.api_key is None else self.api_key.get_secret_value()
         engine: RemoteEngine = remote.remote_engine(self.base_url, model, key, self.max_retries)
         return engine
 
@@ -204,7 +222,7 @@ class EngineSettings(BaseModel):
         """Return the same; the event loop goes on while the model is loaded."""
         name = kwargs.get("model", self.model)
         if self.base_url is not None:
-            return self._engine(kwargs)
+            return await asyncio.to_thread(self._engine, kwargs)
         if name != self.model or self._loaded_engine() is None:
             return await asyncio.to_thread(self._engine, kwargs)
         return self._engine(kwargs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import httpx
 import pytest
@@ -123,8 +124,10 @@ def test_what_the_server_refuses_is_told(served):
         ChatLLMA(**served.options).invoke(QUESTION, top_p=0.5)
     served.engine.runner.step_s = 0.2
     try:
+        begun = time.monotonic()
         with pytest.raises(RequestTimeoutError):
-            ChatLLMA(**served.options, timeout=0.3).invoke(QUESTION)
+            ChatLLMA(**served.options, timeout=0.3).invoke(QUESTION, draft=False)
+        assert time.monotonic() - begun < 2
     finally:
         served.engine.runner.step_s = 0
 
@@ -138,6 +141,7 @@ class Plain:
     def __init__(self, owner, busy=0):
         self.bodies, self.tokenised = [], []
         self.busy = busy
+        self.breaks_off = False
         self.app = FastAPI()
         self.app.state.stop_answers = lambda: None  # the tests' server asks for it
         self.app.get("/v1/models")(lambda: {"object": "list", "data": [self.model(owner)]})
@@ -161,9 +165,9 @@ class Plain:
             'data: {"id": "1", "object": "chat.completion.chunk", "created": 0, "model": "m", "choices": '
             '[{"index": 0, "delta": {"content": "%s"}, "finish_reason": null}]}\n\n'
         )
-        return StreamingResponse(
-            iter([chunk % "Yes, ", chunk % PIER, "data: [DONE]\n\n"]), media_type="text/event-stream"
-        )
+        last = (chunk % "").replace('"finish_reason": null', '"finish_reason": "stop"')
+        parts = [chunk % "Yes, ", chunk % PIER, *([] if self.breaks_off else [last]), "data: [DONE]\n\n"]
+        return StreamingResponse(iter(parts), media_type="text/event-stream")
 
 
 def test_vllm_gets_references_as_ids_of_its_own_tokenizer():
@@ -193,9 +197,34 @@ def test_any_other_server_answers_and_busy_ones_are_asked_again():
         assert "references" not in server.bodies[0]
         with pytest.raises(ServerError, match="has no /tokenize"):
             there.get_num_tokens("words")
+        server.breaks_off = True
+        with pytest.raises(ServerError, match="broke the answer off"):
+            there.invoke(QUESTION)
         server.busy = 3
         with pytest.raises(ServerError, match="status 429: busy"):
             ChatLLMA(base_url=f"{url}/v1", model="m", max_retries=1).invoke(QUESTION)
+
+
+def test_a_server_that_tells_neither_models_nor_ids_answers():
+    server = Plain("vllm")
+    server.app.router.routes[:] = [route for route in server.app.routes if route.path != "/tokenize"]
+    with listening(server.app) as (url, _):
+        assert PIER in ChatLLMA(base_url=f"{url}/v1", model="m").invoke(QUESTION, references=[PIER]).content
+        assert server.bodies[-1]["vllm_xargs"] == {}
+    server.app.router.routes[:] = [route for route in server.app.routes if route.path != "/v1/models"]
+    with listening(server.app) as (url, _):
+        assert PIER in ChatLLMA(base_url=f"{url}/v1", model="m").invoke(QUESTION).content
+
+
+def test_secrets_are_shown_nowhere(served):
+    there = ChatLLMA(**served.options)
+    assert "secret" not in f"{there!r} {there.model_dump()} {there._identifying_params}"
+    with pytest.raises(ValueError, match="exclude each other") as told:
+        ChatLLMA(**served.options, width=8)
+    assert "secret" not in str(told.value)
+    with pytest.raises(ValueError, match="without user and password") as told:
+        ChatLLMA(model="m", base_url="http://someone:secret@127.0.0.1/v1")
+    assert "secret" not in str(told.value)
 
 
 def test_closing_a_stream_ends_the_request(served):
@@ -212,5 +241,6 @@ def test_closing_a_stream_ends_the_request(served):
             httpx.get(f"{served.url}/healthz")
         assert served.engine.unfinished_requests == 0
         assert served.engine.runner.steps - steps < 5
+        engine.close()
     finally:
         served.engine.runner.step_s = 0

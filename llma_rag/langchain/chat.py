@@ -58,7 +58,7 @@ class ChatLLMA(LangChainSettings, BaseChatModel):
         return {**super()._identifying_params, "chat_template_kwargs": self.chat_template_kwargs}
 
     def _resolve_model_profile(self) -> ModelProfile | None:
-        engine = self._loaded_engine()
+        engine = self._loaded_engine() if self.base_url is None else None
         if engine is None:  # weights are loaded on first use, not for this
             return None
         return ModelProfile(

@@ -291,6 +291,7 @@ class TokenizeRequest(Body):
         add_special_tokens: whether a text gets those of a prompt.
     """
 
+    model_config = ConfigDict(extra="forbid")
     model: str
     prompt: str | None = None
     messages: Annotated[list[ChatMessage], Field(max_length=_MOST_MESSAGES)] | None = None
