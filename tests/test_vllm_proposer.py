@@ -21,6 +21,19 @@ POSITIONS = 512
 DOCUMENT = list(range(100, 180))
 
 
+class State:
+    """What a runner knows of a request."""
+
+    def __init__(self, prompt, xargs):
+        self.num_prompt_tokens = len(prompt)
+        self.sampling_params = SimpleNamespace(extra_args=xargs)
+        self.ids = list(prompt)
+
+    @property
+    def output_token_ids(self):
+        return self.ids[self.num_prompt_tokens :]
+
+
 class Runner:
     """Keeps requests and their rows as vLLM's model runner does, with an answer that each request will have."""
 
@@ -42,9 +55,7 @@ class Runner:
         self.input_batch.req_ids = list(self.requests)
 
     def add(self, request_id, prompt, answer, xargs=None):
-        self.requests[request_id] = SimpleNamespace(
-            num_prompt_tokens=len(prompt), sampling_params=SimpleNamespace(extra_args=xargs), ids=list(prompt)
-        )
+        self.requests[request_id] = State(prompt, xargs)
         self.answers[request_id] = list(answer)
 
     def step(self, finished=(), drafts=None):
@@ -122,10 +133,24 @@ def test_state_goes_with_its_request_and_stays_while_it_is_preempted():
     runner.requests["b"] = preempted
     assert runner.step()["b"] == DOCUMENT[2:10]  # resumed
     runner.step(finished=["b", "c"])
-    runner.add("b", [1, 2], DOCUMENT)  # the same id, another request
+    runner.add("b", [1, 2], [7, 8, 9])  # the same id, another request
     assert runner.step()["b"] == []
     runner._update_states(finished=["b"])
     assert runner.drafter.known_requests == 0
+
+
+def test_answers_lately_given_serve_later_requests(monkeypatch):
+    runner = Runner()
+    runner.add("a", [1, 2], DOCUMENT)
+    assert runner.run("a") == len(DOCUMENT)
+    runner.step(finished=["a"])
+    runner.add("b", [3], DOCUMENT)
+    assert runner.run("b") < 15
+    monkeypatch.setattr(proposer_module, "REMEMBERED", len(DOCUMENT))
+    runner.add("c", [3], [7, 8, 9])
+    runner.run("c")
+    runner.step(finished=["b", "c"])
+    assert len(runner.drafter._remembered) == 4
 
 
 def test_output_that_is_taken_back_is_read_again():
@@ -170,7 +195,9 @@ def test_many_tiny_references_are_one_index():
     for _ in range(7):
         drafts = runner.step()
     assert drafts["a"] == DOCUMENT[7:15]
-    assert len(runner.drafter._drafting["a"]._drafter._indexes) == 2
+    assert (
+        len(runner.drafter._drafting["a"]._drafter._indexes) == 3
+    )  # with the prompt, and answers lately given
 
 
 def test_a_draft_is_the_models_ids_and_fits_its_context():

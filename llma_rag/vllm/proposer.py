@@ -10,9 +10,18 @@ from typing import Any
 from llma_rag.decoding import NgramIndex, ReferenceDrafter
 from llma_rag.vllm.supported import observe_running_class, require_supported_version
 from llma_rag.vllm.xargs import MOST_IDS as MOST_IDS_OF_ONE
-from llma_rag.vllm.xargs import REFERENCES, UnusableReferencesError, drafts_wanted, reference_ids_of
+from llma_rag.vllm.xargs import (
+    REFERENCES,
+    SEPARATOR,
+    UnusableReferencesError,
+    drafts_wanted,
+    reference_ids_of,
+)
 
 MOST_IDS = 2_000_000  # of all references that are searched at a time; each takes about 210 bytes
+REMEMBERED = (
+    50_000  # ids of answers lately given, which later ones resemble; vLLM's own suffix method keeps such too
+)
 INDEXED_PER_STEP = 4096  # ids of references: long ones must not hold up everybody's next token
 
 _log = logging.getLogger("vllm.llma_rag")  # vLLM shows what is below its own name
@@ -40,6 +49,7 @@ class ReferenceProposer:
         self._requests: Mapping[str, Any] = {}
         self._batch: Any = None
         self._drafting: dict[str, _Request] = {}
+        self._remembered = NgramIndex()
         self.counts: Counter[str] = Counter()
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
@@ -50,7 +60,7 @@ class ReferenceProposer:
         self._requests, self._batch = requests, batch
         gone = [one for one, known in self._drafting.items() if requests.get(one) is not known.state]
         for request_id in gone:
-            del self._drafting[request_id]
+            self._remember(self._drafting.pop(request_id))
         if gone:
             _log.debug("llma_rag keeps something of %d requests; %s", len(self._drafting), dict(self.counts))
 
@@ -94,10 +104,18 @@ class ReferenceProposer:
             drafts.append(draft)
         return drafts
 
+    def _remember(self, request: _Request) -> None:
+        """Let later answers copy from one that has ended."""
+        output = request.state.output_token_ids[:INDEXED_PER_STEP] if drafts_wanted(request.xargs) else []
+        if len(self._remembered) + len(output) > REMEMBERED:
+            self._remembered = NgramIndex()
+        for token_id in [SEPARATOR, *output] if output else []:
+            self._remembered.append(token_id)
+
     def _request(self, request_id: str) -> _Request:
         request = self._drafting.get(request_id)
         if request is None:
-            request = _Request(self._requests[request_id])
+            request = _Request(self._requests[request_id], self._remembered)
             self._drafting[request_id] = request  # also if its references are unusable: it is told once
             request.references = self._references(request.xargs)
         return request
@@ -148,11 +166,13 @@ class _Request:
     """What is known of one request.
 
     Args:
-        state: vLLM's own, with `num_prompt_tokens` and `sampling_params`.
+        state: vLLM's own, with `num_prompt_tokens`, `output_token_ids` and `sampling_params`.
+        remembered: what it may copy from beside its own.
     """
 
-    def __init__(self, state: Any) -> None:
+    def __init__(self, state: Any, remembered: NgramIndex) -> None:
         self.state = state
+        self._remembered = remembered
         self.xargs: Mapping[str, Any] = getattr(state.sampling_params, "extra_args", None) or {}
         self.references: list[int] = []  # of all of them, separators between
         self._drafter: ReferenceDrafter | None = None
@@ -163,7 +183,7 @@ class _Request:
         """Take note of what is new in the row, and of up to `room` ids of the references; return how many it were."""
         if self._drafter is None or length < self._read:  # the first step, or some output was taken back
             prompt_length = min(int(self.state.num_prompt_tokens), length)
-            self._drafter = ReferenceDrafter([self._index], ids[:prompt_length].tolist())
+            self._drafter = ReferenceDrafter([self._index, self._remembered], ids[:prompt_length].tolist())
             self._read = prompt_length
         self._drafter.extend(ids[self._read : length].tolist())
         self._read = length
