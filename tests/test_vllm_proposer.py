@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from llma_rag.vllm import SEPARATOR, ReferenceProposer, as_xargs, register
 from llma_rag.vllm import proposer as proposer_module
+from llma_rag.vllm.answers import RecentAnswers
 from llma_rag.vllm.xargs import MOST_IDS, reference_ids_of
 
 VOCABULARY = 1000
@@ -52,17 +53,24 @@ class Runner:
         for request_id in finished:
             self.requests.pop(request_id, None)
             self.answers.pop(request_id, None)
-        self.input_batch.req_ids = list(self.requests)
+        self.input_batch.req_ids = list(self.requests)[::-1]  # rows have an order of their own
 
     def add(self, request_id, prompt, answer, xargs=None):
         self.requests[request_id] = State(prompt, xargs)
         self.answers[request_id] = list(answer)
 
-    def step(self, finished=(), drafts=None):
+    def step(self, finished=(), drafts=None, prefilling=()):
         """Verify drafts as vLLM does, and ask for new ones; return them by request."""
         self._update_states(finished)
+        rows = self.input_batch.req_ids
         sampled = []
-        for request_id, state in self.requests.items():
+        table = np.zeros((len(rows), POSITIONS), np.int32)
+        lengths = np.zeros(len(rows), np.int32)
+        for row, request_id in enumerate(rows):
+            state = self.requests[request_id]
+            if request_id in prefilling:
+                sampled.append([])
+                continue
             answer = self.answers[request_id]
             done = len(state.ids) - state.num_prompt_tokens
             draft = (drafts or {}).get(request_id, [])
@@ -74,12 +82,9 @@ class Runner:
             new = answer[done : done + agreed + 1]
             state.ids += new
             sampled.append(new)
-        table = np.zeros((len(self.requests), POSITIONS), np.int32)
-        lengths = np.zeros(len(self.requests), np.int32)
-        for row, state in enumerate(self.requests.values()):
             table[row, : len(state.ids)] = state.ids
             lengths[row] = len(state.ids)
-        return dict(zip(self.requests, self.drafter.propose(sampled, lengths, table), strict=True))
+        return dict(zip(rows, self.drafter.propose(sampled, lengths, table), strict=True))
 
     def run(self, request_id):
         """Decode one request to its end; return how many steps it took."""
@@ -98,6 +103,7 @@ def vllm(monkeypatch):
     runner_module.GPUModelRunner = Runner
     monkeypatch.setitem(sys.modules, "vllm", module)
     monkeypatch.setitem(sys.modules, "vllm.v1.worker.gpu_model_runner", runner_module)
+    monkeypatch.setattr(proposer_module, "DRAFTING_S", 60)
     return module
 
 
@@ -139,18 +145,92 @@ def test_state_goes_with_its_request_and_stays_while_it_is_preempted():
     assert runner.drafter.known_requests == 0
 
 
-def test_answers_lately_given_serve_later_requests(monkeypatch):
+def test_answers_lately_given_serve_later_requests():
     runner = Runner()
     runner.add("a", [1, 2], DOCUMENT)
     assert runner.run("a") == len(DOCUMENT)
     runner.step(finished=["a"])
     runner.add("b", [3], DOCUMENT)
     assert runner.run("b") < 15
-    monkeypatch.setattr(proposer_module, "REMEMBERED", len(DOCUMENT))
-    runner.add("c", [3], [7, 8, 9])
-    runner.run("c")
-    runner.step(finished=["b", "c"])
-    assert len(runner.drafter._remembered) == 4
+
+
+@pytest.mark.parametrize("forgotten", ["by request", "by setting"])
+def test_an_answer_that_is_not_to_be_remembered_is_not(forgotten, monkeypatch):
+    if forgotten == "by setting":
+        monkeypatch.setenv("LLMA_RAG_REMEMBERED_IDS", "0")
+    runner = Runner()
+    runner.add("a", [1, 2], DOCUMENT, as_xargs([], draft=forgotten == "by setting"))
+    runner.run("a")
+    runner.step(finished=["a"])
+    runner.add("b", [3], DOCUMENT)
+    assert runner.run("b") == len(DOCUMENT)
+
+
+def test_the_oldest_answers_are_forgotten_first_and_requests_under_way_go_on(monkeypatch):
+    monkeypatch.setenv("LLMA_RAG_REMEMBERED_IDS", "60")
+    runner = Runner()
+    runner.add("under way", [1], [7] * 60)
+    for number, begin in enumerate((100, 120, 140, 160)):
+        runner.add(f"{number}", [2], range(begin, begin + 19))
+        runner.run(f"{number}")
+        runner.step(finished=[f"{number}"])
+    runner.step()
+    answers = runner.drafter._answers
+    assert len(answers) == 50
+    assert not any(index.holds([105, 106, 107, 108]) for index in answers.indexes)
+    runner.answers["under way"][:] = [*runner.requests["under way"].output_token_ids, *range(160, 179)]
+    runner.step()
+    assert runner.step()["under way"] == [*range(162, 170)]
+
+
+def test_many_answers_that_end_at_once_are_indexed_a_piece_a_step(monkeypatch):
+    monkeypatch.setattr(proposer_module, "INDEXED_PER_STEP", 100)
+    runner = Runner()
+    for number in range(5):
+        runner.add(f"{number}", [1], range(10 * number, 10 * number + 60))
+        runner.run(f"{number}")
+    runner.add("last", [1], [7] * 9)
+    runner.step()
+    runner.step(finished="01234")
+    assert len(runner.drafter._answers) == 100
+    runner.step()
+    assert len(runner.drafter._answers) == 200
+
+
+def test_the_memory_of_answers_keeps_its_bounds_whatever_comes():
+    answers = RecentAnswers(10)
+    for number in range(20):
+        answers.add(range(number))
+        while answers.index(3):
+            assert max(map(len, answers.indexes)) <= 5
+    assert 5 <= len(answers) <= 10
+    assert answers.indexes[0].ids[-1] == 18 or answers.indexes[1].ids[-1] == 18
+
+
+@pytest.mark.parametrize("told", ["-1", "many", "", "1e4", "5000001"])
+def test_a_wrong_setting_is_told_at_the_start(told, monkeypatch):
+    monkeypatch.setenv("LLMA_RAG_REMEMBERED_IDS", told)
+    with pytest.raises(ValueError, match="LLMA_RAG_REMEMBERED_IDS must be a number from 0"):
+        Runner()
+
+
+def test_rows_without_time_for_a_draft_are_first_in_the_next_step(monkeypatch):
+    monkeypatch.setattr(proposer_module, "DRAFTING_S", 0)
+    runner = Runner()
+    for request_id in "abc":
+        runner.add(request_id, [1, 2], DOCUMENT, as_xargs([DOCUMENT]))
+    drafted = [{one for one, draft in runner.step().items() if draft} for _ in range(4)]
+    assert drafted == [{"c"}, {"b"}, {"a"}, {"c"}]
+    assert runner.drafter.counts["rows_put_off"] == 4 * 2
+
+
+def test_rows_whose_prompt_is_being_read_get_no_draft_and_shift_no_other():
+    runner = Runner()
+    for request_id in "abc":
+        runner.add(request_id, [1, 2], DOCUMENT, as_xargs([DOCUMENT]))
+    assert runner.step(prefilling="b") == {"a": DOCUMENT[1:9], "b": [], "c": DOCUMENT[1:9]}
+    assert runner.step(prefilling="b") == {"a": DOCUMENT[2:10], "b": [], "c": DOCUMENT[2:10]}
+    assert runner.step() == {"a": DOCUMENT[3:11], "b": DOCUMENT[1:9], "c": DOCUMENT[3:11]}
 
 
 def test_output_that_is_taken_back_is_read_again():
@@ -160,6 +240,9 @@ def test_output_that_is_taken_back_is_read_again():
         runner.step()
     del runner.requests["a"].ids[3:]
     assert runner.step()["a"] == DOCUMENT[2:10]
+    runner.answers["a"] = [*DOCUMENT[:1], *DOCUMENT[30:]]
+    del runner.requests["a"].ids[3:]
+    assert runner.step()["a"] == DOCUMENT[31:39]  # as many ids as before, but others
 
 
 @pytest.mark.parametrize(
@@ -174,19 +257,20 @@ def test_what_is_no_reference_is_counted_and_the_prompt_still_serves(sent, caplo
     assert runner.drafter.counts["UnusableReferencesError"] == 1
 
 
-def test_endless_references_are_cut_and_read_a_piece_a_step(monkeypatch):
+def test_endless_references_are_cut_and_hold_up_nobody(monkeypatch):
     runner = Runner()
     runner.add("a", [1, 2], DOCUMENT, {"llma_rag_references": [*range(200, 900)] * 15_000})
     runner.add("b", [1, 2], DOCUMENT[:8], as_xargs([DOCUMENT]))
-    runner.step()
+    assert runner.step()["b"] == DOCUMENT[1:9]
     assert runner.drafter.counts["references_cut"] == 1
-    request = runner.drafter._drafting["a"]
-    assert len(request.references) == MOST_IDS
-    assert len(request._index) == proposer_module.INDEXED_PER_STEP
+    a, b = (runner.drafter._drafting[request_id] for request_id in "ab")
+    assert len(a.references) == MOST_IDS
+    assert b.unindexed == 0
+    assert a.unindexed == MOST_IDS + 4 + len(DOCUMENT) - proposer_module.INDEXED_PER_STEP
     monkeypatch.setattr(proposer_module, "MOST_IDS", MOST_IDS)
     runner.add("c", [1, 2], DOCUMENT, as_xargs([DOCUMENT]))
     runner.step()
-    assert runner.drafter.counts["MemoryError"] == 1
+    assert runner.drafter.counts["TooManyReferencesError"] == 1
 
 
 def test_many_tiny_references_are_one_index():
@@ -195,9 +279,7 @@ def test_many_tiny_references_are_one_index():
     for _ in range(7):
         drafts = runner.step()
     assert drafts["a"] == DOCUMENT[7:15]
-    assert (
-        len(runner.drafter._drafting["a"]._drafter._indexes) == 3
-    )  # with the prompt, and answers lately given
+    assert len(runner.drafter._drafting["a"]._indexes) == 4  # with the prompt, and recent answers
 
 
 def test_a_draft_is_the_models_ids_and_fits_its_context():

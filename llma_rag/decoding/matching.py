@@ -63,6 +63,13 @@ class NgramIndex:
             if key is not None:
                 self.latest[key] = end
 
+    def clear(self) -> None:
+        """Forget all ids."""
+        self.ids.clear()
+        self.latest.clear()
+        for earlier in self._earlier.values():
+            del earlier[:]
+
     def matches(self, output: Sequence[int], size: int, most_visited: int = _MOST_VISITED) -> Iterator[Match]:
         """Yield where the output's last `size` ids occurred, most recent first; their lengths count further ids."""
         end = self.latest.get(self._key(output, size), 0)

@@ -4,40 +4,42 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from time import perf_counter
 from typing import Any
 
 from llma_rag.decoding import NgramIndex, ReferenceDrafter
+from llma_rag.vllm.answers import RecentAnswers, remembered_ids
 from llma_rag.vllm.supported import observe_running_class, require_supported_version
 from llma_rag.vllm.xargs import MOST_IDS as MOST_IDS_OF_ONE
 from llma_rag.vllm.xargs import (
     REFERENCES,
-    SEPARATOR,
     UnusableReferencesError,
     drafts_wanted,
     reference_ids_of,
 )
 
 MOST_IDS = 2_000_000  # of all references that are searched at a time; each takes about 210 bytes
-REMEMBERED = (
-    50_000  # ids of answers lately given, which later ones resemble; vLLM's own suffix method keeps such too
-)
-INDEXED_PER_STEP = 4096  # ids of references: long ones must not hold up everybody's next token
+INDEXED_PER_STEP = 4096  # ids of prompts, references and answers: 6 ms; long ones must not hold up everybody
+DRAFTING_S = 0.01  # of a step; rows beyond get their drafts in the next one
 
 _log = logging.getLogger("vllm.llma_rag")  # vLLM shows what is below its own name
 
 
 class ReferenceProposer:
-    """vLLM's `custom_class` proposer: drafts from each request's references, its prompt and its output.
+    """vLLM's `custom_class` proposer: drafts from each request's references, its prompt, its output and recent answers.
 
     Args:
         vllm_config: vLLM's configuration of the server.
 
     Raises:
         RuntimeError: this version of vLLM is not supported.
+        ValueError: LLMA_RAG_REMEMBERED_IDS is no number in range.
 
     Attributes:
-        counts: what happened so far: `drafts`, `drafted_ids`, `references_cut`, and faults by their kind.
+        counts: what happened so far: `drafts`, `drafted_ids`, `references_cut`, `rows_put_off`, and faults by their
+            kind.
     """
 
     def __init__(self, vllm_config: Any) -> None:
@@ -49,18 +51,22 @@ class ReferenceProposer:
         self._requests: Mapping[str, Any] = {}
         self._batch: Any = None
         self._drafting: dict[str, _Request] = {}
-        self._remembered = NgramIndex()
+        self._answers = RecentAnswers(remembered_ids())
+        self._first_row = 0  # whose turn it is
         self.counts: Counter[str] = Counter()
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Load nothing; vLLM calls this."""
 
     def update(self, requests: Mapping[str, Any], batch: Any) -> None:
-        """Take the requests that there are, before a step; what is known of others is let go."""
+        """Take the requests that there are, before a step; what is known of others is let go, but for their answers."""
         self._requests, self._batch = requests, batch
         gone = [one for one, known in self._drafting.items() if requests.get(one) is not known.state]
         for request_id in gone:
-            self._remember(self._drafting.pop(request_id))
+            request = self._drafting.pop(request_id)
+            if request.wants_drafts:
+                with self._counting_faults():
+                    self._answers.add(request.state.output_token_ids)
         if gone:
             _log.debug("llma_rag keeps something of %d requests; %s", len(self._drafting), dict(self.counts))
 
@@ -84,40 +90,44 @@ class ReferenceProposer:
             token_ids_cpu: the rows' ids, numpy of shape (rows, positions).
             slot_mappings: not needed.
         """
-        room = INDEXED_PER_STEP
-        drafts: list[list[int]] = []
+        asking: list[tuple[int, _Request]] = []
         for row, sampled in enumerate(sampled_token_ids):
-            draft: list[int] = []
-            try:
-                if sampled:
-                    request = self._request(self._batch.req_ids[row])
-                    if not drafts_wanted(request.xargs):
-                        drafts.append([])
-                        continue
-                    length = int(num_tokens_no_spec[row])
-                    room -= request.read(token_ids_cpu[row], length, room)
-                    draft = self._usable(
-                        request.propose(min(self._most_drafted, self._most_positions - length - 1))
-                    )
-            except Exception as error:
-                self._count_fault(error)
-            drafts.append(draft)
-        return drafts
+            with self._counting_faults():
+                if sampled and (request := self._request(self._batch.req_ids[row])).wants_drafts:
+                    request.read(token_ids_cpu[row], int(num_tokens_no_spec[row]))
+                    asking.append((row, request))
+        self._index([request for _, request in asking])
+        return self._drafts(asking, len(sampled_token_ids))
 
-    def _remember(self, request: _Request) -> None:
-        """Let later answers copy from one that has ended."""
-        output = request.state.output_token_ids[:INDEXED_PER_STEP] if drafts_wanted(request.xargs) else []
-        if len(self._remembered) + len(output) > REMEMBERED:
-            self._remembered = NgramIndex()
-        for token_id in [SEPARATOR, *output] if output else []:
-            self._remembered.append(token_id)
+    def _index(self, requests: Sequence[_Request]) -> None:
+        """Index some of what waits for it; who has least left comes first, so nobody waits for a long one."""
+        room = INDEXED_PER_STEP
+        for request in sorted(requests, key=lambda request: request.unindexed):
+            room -= request.index(room)
+        self._answers.index(room)
+
+    def _drafts(self, asking: Sequence[tuple[int, _Request]], rows: int) -> list[list[int]]:
+        """Return the drafts of all rows, of as many as there is time for."""
+        drafts: list[list[int]] = [[] for _ in range(rows)]
+        in_turn = sorted(asking, key=lambda one: one[0] < self._first_row)
+        self._first_row, begun = 0, perf_counter()
+        for done, (row, request) in enumerate(in_turn):
+            if done and perf_counter() - begun > DRAFTING_S:
+                self._first_row = row
+                self.counts["rows_put_off"] += len(in_turn) - done
+                break
+            with self._counting_faults():
+                room = self._most_positions - request.length - 1
+                drafts[row] = self._usable(request.propose(min(self._most_drafted, room)))
+        return drafts
 
     def _request(self, request_id: str) -> _Request:
         request = self._drafting.get(request_id)
         if request is None:
-            request = _Request(self._requests[request_id], self._remembered)
+            request = _Request(self._requests[request_id], self._answers.indexes)
             self._drafting[request_id] = request  # also if its references are unusable: it is told once
-            request.references = self._references(request.xargs)
+            if request.wants_drafts:
+                request.references = self._references(request.xargs)
         return request
 
     def _references(self, xargs: Mapping[str, Any]) -> list[int]:
@@ -129,9 +139,9 @@ class ReferenceProposer:
         searched = sum(len(request.references) for request in self._drafting.values())
         try:
             if searched + min(length, MOST_IDS_OF_ONE) > MOST_IDS:
-                raise MemoryError(f"over {MOST_IDS} ids of references at a time")
+                raise TooManyReferencesError(f"over {MOST_IDS} ids of references at a time")
             return reference_ids_of(xargs, self._vocabulary_size)
-        except (UnusableReferencesError, MemoryError) as error:
+        except (UnusableReferencesError, TooManyReferencesError) as error:
             self._count_fault(error)
             return []
 
@@ -147,12 +157,19 @@ class ReferenceProposer:
         self.counts["drafted_ids"] += len(draft)
         return draft
 
+    @contextmanager
+    def _counting_faults(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._count_fault(error)
+
     def _count_fault(self, error: Exception) -> None:
         """Count what went wrong; the log tells of the first of a kind, the second, the fourth and so on."""
         kind = type(error).__name__
         self.counts[kind] += 1
         if self.counts[kind].bit_count() == 1:
-            known = isinstance(error, UnusableReferencesError | MemoryError)
+            known = isinstance(error, UnusableReferencesError | TooManyReferencesError)
             _log.warning(
                 "%s %d: %s; nothing was drafted",
                 kind,
@@ -162,36 +179,57 @@ class ReferenceProposer:
             )
 
 
+class TooManyReferencesError(Exception):
+    """The requests of the moment have more references than are searched at a time."""
+
+
 class _Request:
     """What is known of one request.
 
     Args:
         state: vLLM's own, with `num_prompt_tokens`, `output_token_ids` and `sampling_params`.
-        remembered: what it may copy from beside its own.
+        shared: what it may copy from beside its own.
     """
 
-    def __init__(self, state: Any, remembered: NgramIndex) -> None:
+    def __init__(self, state: Any, shared: Sequence[NgramIndex]) -> None:
         self.state = state
-        self._remembered = remembered
         self.xargs: Mapping[str, Any] = getattr(state.sampling_params, "extra_args", None) or {}
+        self.wants_drafts = drafts_wanted(self.xargs)
         self.references: list[int] = []  # of all of them, separators between
-        self._drafter: ReferenceDrafter | None = None
-        self._read = 0  # ids of the prompt and the output
-        self._index = NgramIndex()  # of the references, as far as they are indexed
+        self.length = 0  # ids of the prompt and the output that were read
+        self._prompt: list[int] = []
+        self._prompt_index, self._reference_index = NgramIndex(), NgramIndex()
+        self._indexes = [self._prompt_index, self._reference_index, *shared]
+        self._drafter = ReferenceDrafter(self._indexes, ())
+        self._last: int | None = None  # of the ids that were read
 
-    def read(self, ids: Any, length: int, room: int) -> int:
-        """Take note of what is new in the row, and of up to `room` ids of the references; return how many it were."""
-        if self._drafter is None or length < self._read:  # the first step, or some output was taken back
+    def read(self, ids: Any, length: int) -> None:
+        """Take note of what is new in the request's row."""
+        begins = not self._prompt
+        if begins or length < self.length or ids[self.length - 1] != self._last:  # else output was taken back
             prompt_length = min(int(self.state.num_prompt_tokens), length)
-            self._drafter = ReferenceDrafter([self._index, self._remembered], ids[:prompt_length].tolist())
-            self._read = prompt_length
-        self._drafter.extend(ids[self._read : length].tolist())
-        self._read = length
-        new = self.references[len(self._index) : len(self._index) + max(0, room)]
-        for token_id in new:
-            self._index.append(token_id)
-        return len(new)
+            if begins:
+                self._prompt = ids[:prompt_length].tolist()
+            self._drafter = ReferenceDrafter(self._indexes, ())
+            self.length = prompt_length
+        self._drafter.extend(ids[self.length : length].tolist())
+        self.length, self._last = length, int(ids[length - 1])
+
+    @property
+    def unindexed(self) -> int:
+        """How many ids of the prompt and the references are not indexed yet."""
+        return len(self._prompt) - len(self._prompt_index) + len(self.references) - len(self._reference_index)
+
+    def index(self, room: int) -> int:
+        """Index up to `room` ids, of the prompt before the references; return how many it were."""
+        indexed = 0
+        for ids, index in ((self._prompt, self._prompt_index), (self.references, self._reference_index)):
+            new = ids[len(index) : len(index) + room - indexed]
+            for token_id in new:
+                index.append(token_id)
+            indexed += len(new)
+        return indexed
 
     def propose(self, room: int) -> list[int]:
         """Return a draft of up to `room` ids."""
-        return next(iter(self._drafter.propose(room)), []) if self._drafter else []
+        return next(iter(self._drafter.propose(room)), [])
