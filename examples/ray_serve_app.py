@@ -31,7 +31,7 @@ class Question(BaseModel):
 @serve.deployment(
     num_replicas=int(os.environ.get("LLMA_RAG_REPLICAS", "1")),
     max_ongoing_requests=1,  # a model decodes one answer at a time
-    max_queued_requests=8,  # of all replicas; more get status 503 at once
+    max_queued_requests=8,  # at each HTTP proxy, one a node; more get status 503 at once
 )
 @serve.ingress(http)
 class Answering:

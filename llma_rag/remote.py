@@ -11,6 +11,7 @@ import json
 import logging
 import threading
 import time
+from array import array
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,7 +34,10 @@ from llma_rag.vllm.xargs import MOST_IDS
 Kind = Literal["llma_rag", "vllm", "other"]
 
 _CHECK_S = 10.0  # for questions about the server, which need no model
-_MOST_TOKENISED = 1024  # texts whose ids are kept
+_ASK_AGAIN_S = 60.0  # after a server has not told what it was asked
+_TELLS_NONE = (403, 404, 405, 501)  # statuses of a server, or what stands before it, that lists no models
+_MOST_TOKENISED = 1024  # texts whose ids are kept,
+_MOST_KEPT_IDS = 2_000_000  # and of how many ids all are: 16 MB
 _MOST_ENGINES = 64
 _log = logging.getLogger(__name__)
 _NO_KEY = "none"  # what servers without a key are sent: the client insists on one
@@ -93,12 +97,14 @@ class RemoteEngine:
             "timeout": httpx.Timeout(None, connect=_CHECK_S),
         }
         self._certificates = httpx.create_ssl_context()  # takes a while to read
-        self._known: Mapping[str, Any] | None = None
+        self._known: Mapping[str, Any] = {}
+        self._listed_again = self._tokenised_again = -inf  # when to ask the server again
         self._has_told_of_ids = False
         self.client = openai.OpenAI(**self._settings)
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx.Client(headers=headers, timeout=_CHECK_S)
-        self._ids: OrderedDict[str, list[int]] = OrderedDict()
+        self._ids: OrderedDict[str, array[int]] = OrderedDict()
+        self._kept_ids = 0
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -129,16 +135,17 @@ class RemoteEngine:
         Raises:
             ServerError: it does not answer.
         """
-        if self._known is None:
+        if not self._known and time.monotonic() >= self._listed_again:
             try:
                 with told_errors(self.base_url):
                     listed = self.client.models.list(timeout=_CHECK_S).data
             except ServerError as error:
-                if not isinstance(error.__cause__, openai.NotFoundError):
+                if getattr(error.__cause__, "status_code", None) not in _TELLS_NONE:
                     raise
-                listed = []  # some servers list nothing
-            self._known = next((model.model_dump() for model in listed if model.id == self.name), None)
-        return self._known or {}
+                listed = []
+            self._known = next((model.model_dump() for model in listed if model.id == self.name), {})
+            self._listed_again = time.monotonic() + _ASK_AGAIN_S
+        return self._known
 
     @property
     def kind(self) -> Kind:
@@ -161,12 +168,14 @@ class RemoteEngine:
         with self._lock:
             if text in self._ids:
                 self._ids.move_to_end(text)
-                return list(self._ids[text])
+                return self._ids[text].tolist()
         ids = self._tokenised({"prompt": text, "add_special_tokens": False})
         with self._lock:
-            self._ids[text] = list(ids)
-            while len(self._ids) > _MOST_TOKENISED:
-                self._ids.popitem(last=False)
+            self._kept_ids += len(ids) - len(self._ids.get(text, ()))
+            self._ids[text] = array("q", ids)
+            while len(self._ids) > _MOST_TOKENISED or self._kept_ids > _MOST_KEPT_IDS:
+                _, oldest = self._ids.popitem(last=False)
+                self._kept_ids -= len(oldest)
         return ids
 
     takes_messages = True
@@ -205,6 +214,8 @@ class RemoteEngine:
         """Return the ids of references, best first, as many as are searched; none where the server does not tell."""
         found: list[list[int]] = []
         room = MOST_IDS
+        if time.monotonic() < self._tokenised_again:
+            return found
         try:
             for text in dict.fromkeys(texts):
                 if room <= 0:
@@ -215,6 +226,7 @@ class RemoteEngine:
             if not self._has_told_of_ids:
                 _log.warning("references are not sent: %s; this is said once", error)
             self._has_told_of_ids = True
+            self._tokenised_again = time.monotonic() + _ASK_AGAIN_S
         return found
 
     def extra_body(self, options: RequestOptions) -> dict[str, Any]:
@@ -321,8 +333,9 @@ class RemoteCall:
         }
 
     def _most_tokens(self) -> int | None:
-        """Return the limit of the answer: what is asked for, or the room that the context has, as far as it is known."""
-        if self._options.get("max_tokens") is not None or self.engine.kind == "other":
+        """Return the limit of the answer: what is asked for, or the room that the context has, where we must say it."""
+        fills_it = self.engine.kind == "vllm" and not isinstance(self._prompt, str)  # where nothing is said
+        if self._options.get("max_tokens") is not None or fills_it or self.engine.kind == "other":
             return self._options.get("max_tokens")
         context = self.engine.context_length
         if context is None:
@@ -351,8 +364,9 @@ class RemoteCall:
             request["max_tokens"] = most
         if options.get("stop"):
             request["stop"] = list(options["stop"])
-        if timeout is not None:
-            request["timeout"] = timeout  # between two events; the deadline holds for all of them
+        if timeout is not None:  # what is left of it between two events; the deadline holds for all of them
+            request["timeout"] = max(0.0, self._deadline - time.monotonic())
+            self._check_deadline()
         if isinstance(self._prompt, str):
             return {**request, "prompt": self._prompt}
         request["messages"] = [_as_sent(message) for message in self._prompt]
@@ -362,12 +376,15 @@ class RemoteCall:
                 request["tool_choice"] = _as_tool_choice(self._tool_choice)
         return request
 
-    def _taken(self, chunk: Any) -> ReplyPiece | None:
-        """Take note of an event; return what of it is final."""
+    def _check_deadline(self) -> None:
         if time.monotonic() > self._deadline:
             raise RequestTimeoutError(
                 f"the server at {self.engine.base_url} did not complete the answer in {self._options.get('timeout')} s"
             )
+
+    def _taken(self, chunk: Any) -> ReplyPiece | None:
+        """Take note of an event; return what of it is final."""
+        self._check_deadline()
         self._usage = chunk.usage or self._usage
         told = (chunk.model_extra or {}).get("llma_rag")
         if told and "figures" in told:

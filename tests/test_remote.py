@@ -140,20 +140,26 @@ class Plain:
 
     def __init__(self, owner, busy=0):
         self.bodies, self.tokenised = [], []
+        self.listed = 0
         self.busy = busy
+        self.tokenising_s = 0.0
         self.breaks_off = False
         self.app = FastAPI()
         self.app.state.stop_answers = lambda: None  # the tests' server asks for it
-        self.app.get("/v1/models")(lambda: {"object": "list", "data": [self.model(owner)]})
+        self.owner = owner
+        self.app.get("/v1/models")(self.models)
         self.app.post("/v1/chat/completions")(self.chat)
         self.app.post("/tokenize")(self.tokenize)
 
-    def model(self, owner):
-        return {"id": "m", "object": "model", "created": 0, "owned_by": owner, "max_model_len": 512}
+    def models(self):
+        self.listed += 1
+        one = {"id": "m", "object": "model", "created": 0, "owned_by": self.owner, "max_model_len": 512}
+        return {"object": "list", "data": [one]}
 
     async def tokenize(self, request: Request):
         body = await request.json()
         self.tokenised.append(body)
+        await asyncio.sleep(self.tokenising_s)
         return {"tokens": [ord(letter) for letter in body["prompt"]]}
 
     async def chat(self, request: Request):
@@ -184,6 +190,36 @@ def test_vllm_gets_references_as_ids_of_its_own_tokenizer():
         assert server.bodies[-1]["vllm_xargs"] == {"llma_rag_draft": 0}
         with pytest.raises(ValueError, match="no_repeat_ngram_size has no effect"):
             there.invoke(QUESTION, no_repeat_ngram_size=3)
+        assert server.listed == 1
+
+
+def test_what_comes_before_the_request_counts_for_its_timeout():
+    server = Plain("vllm")
+    server.tokenising_s = 0.5
+    with listening(server.app) as (url, _):
+        with pytest.raises(RequestTimeoutError, match=r"in 0\.3 s"):
+            ChatLLMA(base_url=f"{url}/v1", model="m", timeout=0.3).invoke(QUESTION, references=[PIER])
+        assert not server.bodies
+
+
+def test_ids_are_kept_up_to_a_number(monkeypatch):
+    monkeypatch.setattr("llma_rag.remote._MOST_KEPT_IDS", 10)
+    server = Plain("vllm")
+    with listening(server.app) as (url, _):
+        engine = RemoteEngine(f"{url}/v1", "m")
+        for text in ("sixsix", "seven77", "seven77", "sixsix", "more than ten", "sixsix"):
+            assert engine.text_ids(text) == [*map(ord, text)]
+        assert len(server.tokenised) == 5
+        engine.close()
+
+
+def test_a_server_that_does_not_list_the_model_is_asked_for_it_once():
+    server = Plain("vllm")
+    with listening(server.app) as (url, _):
+        there = ChatLLMA(base_url=f"{url}/v1", model="alias")
+        for _ in range(2):
+            assert PIER in there.invoke(QUESTION, references=[PIER]).content
+        assert server.listed == 1
 
 
 def test_any_other_server_answers_and_busy_ones_are_asked_again():
@@ -209,8 +245,10 @@ def test_a_server_that_tells_neither_models_nor_ids_answers():
     server = Plain("vllm")
     server.app.router.routes[:] = [route for route in server.app.routes if route.path != "/tokenize"]
     with listening(server.app) as (url, _):
-        assert PIER in ChatLLMA(base_url=f"{url}/v1", model="m").invoke(QUESTION, references=[PIER]).content
+        there = ChatLLMA(base_url=f"{url}/v1", model="m", max_tokens=None)
+        assert PIER in there.invoke(QUESTION, references=[PIER]).content
         assert server.bodies[-1]["vllm_xargs"] == {}
+        assert "max_tokens" not in server.bodies[-1]  # vLLM fills the context
     server.app.router.routes[:] = [route for route in server.app.routes if route.path != "/v1/models"]
     with listening(server.app) as (url, _):
         assert PIER in ChatLLMA(base_url=f"{url}/v1", model="m").invoke(QUESTION).content
