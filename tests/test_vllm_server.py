@@ -146,6 +146,16 @@ async def test_the_adapters_answer_from_it(server):
     assert chat.get_num_tokens("one two three") == 3
 
 
+def test_a_reference_that_is_not_in_the_prompt_is_copied(server):
+    chat = ChatLLMA(**server.options)
+    question = "Tell me about a lighthouse."
+    plain = chat.invoke(question, draft=False)  # and it is not remembered
+    before = server.passes()
+    answer = chat.invoke(question, references=[plain.content])
+    assert answer.content == plain.content
+    assert server.passes() - before < answer.usage_metadata["output_tokens"] / 4
+
+
 async def test_sixteen_requests_at_once_get_what_each_gets_alone(server):
     chat = ChatLLMA(**server.options)
     questions = [f"{number}. {QUESTION}" for number in range(16)]

@@ -3,7 +3,8 @@
     python examples/vllm/compare.py --vllm-python ENV/bin/python --model MODEL
 
 with ENV and MODEL made by set_up.sh. Three sets of twenty prompts over the packaged documents: the text to quote is in
-the prompt; the same question was answered before, and that answer is sent as a reference; nothing to copy from.
+the prompt; the same question was answered before, and that answer is sent as a reference (which only ours can be); nothing to copy
+from.
 """
 
 from __future__ import annotations
@@ -29,7 +30,12 @@ from llma_rag.vllm import as_xargs
 DRAFTED = 8
 MAX_TOKENS = 96
 PROMPTS = 20
-SPECULATION = {
+OURS: dict[str, object] = {
+    "method": "custom_class",
+    "model": "llma_rag.vllm.ReferenceProposer",
+    "num_speculative_tokens": DRAFTED,
+}
+SPECULATION: dict[str, dict[str, object] | None] = {
     "none": None,
     "ngram": {
         "method": "ngram",
@@ -38,12 +44,16 @@ SPECULATION = {
         "prompt_lookup_max": 4,
     },
     "suffix": {"method": "suffix", "num_speculative_tokens": DRAFTED},
-    "llma_rag": {
-        "method": "custom_class",
-        "model": "llma_rag.vllm.ReferenceProposer",
+    "suffix, nothing remembered": {
+        "method": "suffix",
         "num_speculative_tokens": DRAFTED,
+        "suffix_decoding_max_cached_requests": 0,
     },
+    "llma_rag": OURS,
+    "llma_rag, nothing remembered": OURS,
 }
+ENVIRONMENT = {"llma_rag, nothing remembered": {"LLMA_RAG_REMEMBERED_IDS": "0"}}
+WARMING = [{"role": "user", "content": "Count from one to fifty in words."}]
 SETS = ("text in the prompt", "earlier answer outside it", "nothing to copy from")
 
 
@@ -52,18 +62,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vllm-python", required=True, help="of the environment that has vLLM")
     parser.add_argument("--model", required=True, help="folder of the model")
-    parser.add_argument("--drafters", default=",".join(SPECULATION), help="comma-separated; none comes first")
+    parser.add_argument("--drafters", default=";".join(SPECULATION), help="separated by ;, none comes first")
     options = parser.parse_args()
     prompts = _prompts()
     expected: dict[str, list[str]] = {}
     print(
         "| drafter | prompts | same text | passes | tokens | seconds |", "|---|---|---|---|---|---|", sep="\n"
     )
-    for name in options.drafters.split(","):
-        with _server(options.vllm_python, options.model, SPECULATION[name]) as server:
-            _ask(server, prompts[SETS[0]][0], [])  # warm
+    for name in options.drafters.split(";"):
+        with _server(options.vllm_python, options.model, name) as server:
+            _ask(server, WARMING, [])
             for kind in SETS:
-                earlier = expected[kind] if name == "llma_rag" and kind == SETS[1] else [""] * PROMPTS
+                earlier = expected[kind] if SPECULATION[name] is OURS and kind == SETS[1] else [""] * PROMPTS
                 before, begun = _passes(server), time.perf_counter()
                 answers = [
                     _ask(server, *asked) for asked in zip(prompts[kind], map(_one, earlier), strict=True)
@@ -129,7 +139,7 @@ def _passes(server: httpx.Client) -> tuple[float, float]:
 
 
 @contextmanager
-def _server(python: str, model: str, speculation: dict[str, object] | None) -> Iterator[httpx.Client]:
+def _server(python: str, model: str, name: str) -> Iterator[httpx.Client]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [
@@ -142,9 +152,9 @@ def _server(python: str, model: str, speculation: dict[str, object] | None) -> I
         "model",
     ]
     command += ["--dtype", "float32", "--max-model-len", "2048", "--max-num-seqs", "16", "--port", str(port)]
-    if speculation:
-        command += ["--speculative-config", json.dumps(speculation)]
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
+    if SPECULATION[name]:
+        command += ["--speculative-config", json.dumps(SPECULATION[name])]
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", **ENVIRONMENT.get(name, {})}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=sys.stderr, env=environment)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300) as client:
