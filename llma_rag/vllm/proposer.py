@@ -96,7 +96,8 @@ class ReferenceProposer:
                 if sampled and (request := self._request(self._batch.req_ids[row])).wants_drafts:
                     request.read(token_ids_cpu[row], int(num_tokens_no_spec[row]))
                     asking.append((row, request))
-        self._index([request for _, request in asking])
+        with self._counting_faults():
+            self._index([request for _, request in asking])
         return self._drafts(asking, len(sampled_token_ids))
 
     def _index(self, requests: Sequence[_Request]) -> None:
@@ -147,12 +148,8 @@ class ReferenceProposer:
 
     def _usable(self, draft: list[int]) -> list[int]:
         """Return a draft as far as all its ids are the model's, and count it."""
-        for place, token_id in enumerate(draft):
-            if (
-                not 0 <= token_id < self._vocabulary_size
-            ):  # the end of a reference, or what vLLM marks as no text
-                draft = draft[:place]
-                break
+        ends = (place for place, token_id in enumerate(draft) if not 0 <= token_id < self._vocabulary_size)
+        draft = draft[: next(ends, None)]  # where a reference ends, or what vLLM marks as no text begins
         self.counts["drafts"] += bool(draft)
         self.counts["drafted_ids"] += len(draft)
         return draft
