@@ -145,7 +145,8 @@ def test_state_goes_with_its_request_and_stays_while_it_is_preempted():
     assert runner.drafter.known_requests == 0
 
 
-def test_answers_lately_given_serve_later_requests():
+def test_answers_lately_given_serve_later_requests(monkeypatch):
+    monkeypatch.setenv("LLMA_RAG_REMEMBERED_IDS", "1000")
     runner = Runner()
     runner.add("a", [1, 2], DOCUMENT)
     assert runner.run("a") == len(DOCUMENT)
@@ -154,12 +155,12 @@ def test_answers_lately_given_serve_later_requests():
     assert runner.run("b") < 15
 
 
-@pytest.mark.parametrize("forgotten", ["by request", "by setting"])
+@pytest.mark.parametrize("forgotten", ["by request", "by default"])
 def test_an_answer_that_is_not_to_be_remembered_is_not(forgotten, monkeypatch):
-    if forgotten == "by setting":
-        monkeypatch.setenv("LLMA_RAG_REMEMBERED_IDS", "0")
+    if forgotten == "by request":
+        monkeypatch.setenv("LLMA_RAG_REMEMBERED_IDS", "1000")
     runner = Runner()
-    runner.add("a", [1, 2], DOCUMENT, as_xargs([], draft=forgotten == "by setting"))
+    runner.add("a", [1, 2], DOCUMENT, as_xargs([], draft=forgotten == "by default"))
     runner.run("a")
     runner.step(finished=["a"])
     runner.add("b", [3], DOCUMENT)
@@ -185,6 +186,7 @@ def test_the_oldest_answers_are_forgotten_first_and_requests_under_way_go_on(mon
 
 def test_many_answers_that_end_at_once_are_indexed_a_piece_a_step(monkeypatch):
     monkeypatch.setattr(proposer_module, "INDEXED_PER_STEP", 100)
+    monkeypatch.setenv("LLMA_RAG_REMEMBERED_IDS", "1000")
     runner = Runner()
     for number in range(5):
         runner.add(f"{number}", [1], range(10 * number, 10 * number + 60))

@@ -149,7 +149,7 @@ async def test_the_adapters_answer_from_it(server):
 def test_a_reference_that_is_not_in_the_prompt_is_copied(server):
     chat = ChatLLMA(**server.options)
     question = "Tell me about a lighthouse."
-    plain = chat.invoke(question, draft=False)  # and it is not remembered
+    plain = chat.invoke(question, draft=False)
     before = server.passes()
     answer = chat.invoke(question, references=[plain.content])
     assert answer.content == plain.content

@@ -50,9 +50,9 @@ SPECULATION: dict[str, dict[str, object] | None] = {
         "suffix_decoding_max_cached_requests": 0,
     },
     "llma_rag": OURS,
-    "llma_rag, nothing remembered": OURS,
+    "llma_rag, answers remembered": OURS,
 }
-ENVIRONMENT = {"llma_rag, nothing remembered": {"LLMA_RAG_REMEMBERED_IDS": "0"}}
+ENVIRONMENT = {"llma_rag, answers remembered": {"LLMA_RAG_REMEMBERED_IDS": "50000"}}
 WARMING = [{"role": "user", "content": "Count from one to fifty in words."}]
 SETS = ("text in the prompt", "earlier answer outside it", "nothing to copy from")
 

@@ -1,4 +1,7 @@
-"""Answers lately given: traffic repeats itself, so what was answered before is worth copying from."""
+"""Answers lately given: traffic repeats itself, so what was answered before is worth copying from.
+
+Only where the server is told to remember: how fast one client's text comes would tell of another's.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,7 @@ from llma_rag.decoding import NgramIndex
 from llma_rag.vllm.xargs import SEPARATOR
 
 SETTING = "LLMA_RAG_REMEMBERED_IDS"
-_DEFAULT = 50_000  # 10 MB
-_MOST = 5_000_000  # 1 GB
+_MOST = 5_000_000  # each takes about 210 bytes
 
 
 class RecentAnswers:
@@ -48,12 +50,12 @@ class RecentAnswers:
 
 
 def remembered_ids() -> int:
-    """Return how many ids of answers are to be remembered: the environment's LLMA_RAG_REMEMBERED_IDS.
+    """Return how many ids of answers are to be remembered: the environment's LLMA_RAG_REMEMBERED_IDS, 0 if not set.
 
     Raises:
         ValueError: it is no number in range.
     """
-    told = os.environ.get(SETTING, str(_DEFAULT))
+    told = os.environ.get(SETTING, "0")
     if not told.isdecimal() or int(told) > _MOST:
         raise ValueError(
             f"{SETTING} must be a number from 0 (nothing is remembered) to {_MOST}, got {told!r}"

@@ -28,7 +28,9 @@ _log = logging.getLogger("vllm.llma_rag")  # vLLM shows what is below its own na
 
 
 class ReferenceProposer:
-    """vLLM's `custom_class` proposer: drafts from each request's references, its prompt, its output and recent answers.
+    """vLLM's `custom_class` proposer: drafts from each request's references, its prompt and its output.
+
+    Where LLMA_RAG_REMEMBERED_IDS is not 0, recent answers of all requests serve too.
 
     Args:
         vllm_config: vLLM's configuration of the server.
