@@ -34,12 +34,14 @@ from llma_rag.vllm.xargs import MOST_IDS
 Kind = Literal["llma_rag", "vllm", "other"]
 
 _CHECK_S = 10.0  # for questions about the server, which need no model
+_SILENCE_S = 600.0  # from a server that is to answer; a timeout may be shorter
 _ASK_AGAIN_S = 60.0  # after a server has not told what it was asked
 _TELLS_NONE = (403, 404, 405, 501)  # statuses of a server, or what stands before it, that lists no models
 _MOST_TOKENISED = 1024  # texts whose ids are kept,
 _MOST_KEPT_IDS = 2_000_000  # and of how many ids all are: 16 MB
 _MOST_ENGINES = 64
 _log = logging.getLogger(__name__)
+_HINTS = {401: "; check api_key", 404: "; check model, and base_url, which usually ends in /v1"}
 _NO_KEY = "none"  # what servers without a key are sent: the client insists on one
 _RULES: dict[str, tuple[Any, tuple[Kind, ...]]] = {  # what changes nothing, and who knows the parameter
     "repetition_penalty": (1.0, ("llma_rag", "vllm")),
@@ -94,7 +96,7 @@ class RemoteEngine:
             "base_url": self.base_url,
             "api_key": api_key or _NO_KEY,
             "max_retries": max_retries,
-            "timeout": httpx.Timeout(None, connect=_CHECK_S),
+            "timeout": openai.Timeout(_SILENCE_S, connect=_CHECK_S),
         }
         self._certificates = httpx.create_ssl_context()  # takes a while to read
         self._known: Mapping[str, Any] = {}
@@ -291,7 +293,7 @@ class RemoteCall:
         self._tool_choice = tool_choice
         self._calls: dict[int, dict[str, str]] = {}
         self._usage: Any = None
-        self._figures: Mapping[str, Any] = {}
+        self._told: Mapping[str, Any] = {}
         self._deadline = inf
 
     def pieces(self) -> Generator[ReplyPiece]:
@@ -323,13 +325,19 @@ class RemoteCall:
 
     @property
     def evidence(self) -> dict[str, Any]:
-        """How the answer came about as far as the server tells, and which of its characters were copied from where."""
+        """How the answer came about as far as the server tells, and which of its characters were copied from where.
+
+        A chatbot over the server's own documents tells its `sources`, and in `spans` what it copied from them.
+        """
+        has_documents = not self._references and self._told.get("sources")
+        of_documents = {name: self._told.get(name) for name in ("sources", "spans")} if has_documents else {}
         return {
             "finish_reason": self.finish_reason,
             "model_name": self.engine.name,
             "model_provider": "llma_rag",
             **self.answer.figures,
             "copied_spans": spans_as_data(self.copied_spans),
+            **of_documents,
         }
 
     def _most_tokens(self) -> int | None:
@@ -388,7 +396,7 @@ class RemoteCall:
         self._usage = chunk.usage or self._usage
         told = (chunk.model_extra or {}).get("llma_rag")
         if told and "figures" in told:
-            self._figures = told["figures"]
+            self._told = told
         if not chunk.choices:
             return None
         choice = chunk.choices[0]
@@ -430,7 +438,7 @@ class RemoteCall:
             cached_tokens=(details.cached_tokens or 0) if details else 0,
             completion_tokens=usage.completion_tokens if usage else 0,
             copied_spans=self.copied_spans,
-            figures=self._figures,
+            figures=self._told.get("figures") or {},
         )
         calls = [self._calls[index] for index in sorted(self._calls)]
         return ReplyPiece(tool_calls=tuple(map(_as_call, calls))) or None
@@ -457,7 +465,7 @@ def told_errors(address: str) -> Iterator[None]:
     except openai.APITimeoutError as error:
         raise RequestTimeoutError(f"the server at {address} did not answer in time") from error
     except openai.APIConnectionError as error:
-        raise ServerError(f"the server at {address} does not answer: {error.__cause__ or error}") from error
+        raise ServerError(f"the connection to {address} failed: {error.__cause__ or error}") from error
     except openai.APIStatusError as error:
         told = _told(error)
         is_too_long = "context" in told and ("length" in told or "holds" in told)
@@ -471,8 +479,9 @@ def told_errors(address: str) -> Iterator[None]:
 
 
 def _told(error: openai.APIStatusError) -> str:
-    body = error.body
-    return str(body.get("message") or error.message) if isinstance(body, dict) else error.message
+    body = error.body if isinstance(error.body, dict) else {}
+    told = next((body[name] for name in ("message", "error", "detail") if body.get(name)), error.message)
+    return f"{told}{_HINTS.get(error.status_code, '')}"
 
 
 def _as_call(call: Mapping[str, str]) -> ToolCall:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -133,6 +134,15 @@ class EngineSettings(BaseModel):
                 "base_url must be like http://127.0.0.1:8000/v1, without user and password; use api_key"
             )
         return address
+
+    @field_validator("api_key")
+    @classmethod
+    def _require_one_word(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None and not re.fullmatch(r"[!-~]+", key.get_secret_value()):
+            raise ValueError(
+                "api_key must be one word of ASCII characters, without a line end; a key read from a file may need strip()"
+            )
+        return key
 
     @model_validator(mode="after")
     def _require_one_place(self) -> Self:

@@ -334,7 +334,7 @@ def test_errors_are_one_line_and_exit_code_2(
     assert "Traceback" not in err
 
 
-def test_vllm_args_are_ready_to_paste(capsys):
+def test_vllm_args_are_ready_to_paste(capsys, tmp_path):
     code, out, _ = run(capsys, "vllm-args", "--model", "my models/seven", "--drafted", 5)
     name, option, speculation = shlex.split(out)
     assert (code, name, option) == (0, "my models/seven", "--speculative-config")
@@ -342,8 +342,11 @@ def test_vllm_args_are_ready_to_paste(capsys):
     assert (speculation["method"], speculation["num_speculative_tokens"]) == ("custom_class", 5)
     module, _, proposer = speculation["model"].rpartition(".")
     assert callable(getattr(importlib.import_module(module), proposer))
-    code, _, err = run(capsys, "vllm-args", "--model", "smollm2-135m")
-    assert (code, "vLLM reads hub names and folders" in err) == (2, True)
+    for unreadable in ("smollm2-135m", "SmolLM2-135M", "model.gguf", ""):
+        code, _, err = run(capsys, "vllm-args", "--model", unreadable)
+        assert (code, "vLLM reads hub names and folders" in err) == (2, True)
+    code, _, err = run(capsys, "vllm-args", "--model", tmp_path)
+    assert (code, "it has no config.json" in err) == (2, True)
 
 
 def test_the_installed_command_prints_help_and_version():

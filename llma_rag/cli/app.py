@@ -368,7 +368,7 @@ def vllm_args(
     model: Annotated[str, typer.Option(help="Hub name or local folder, as vLLM takes it.")],
     drafted: Annotated[int, typer.Option(min=1, max=64, help="Most tokens per draft.")] = 8,
 ) -> None:
-    """Print what goes behind `vllm serve`, so that it drafts from references.
+    """Print what goes behind `vllm serve`, the model and how it drafts from references.
 
     vLLM's environment needs this package as well: `pip install --no-deps llma-rag` there.
     """
