@@ -100,7 +100,7 @@ class RemoteEngine:
         }
         self._certificates = httpx.create_ssl_context()  # takes a while to read
         self._known: Mapping[str, Any] = {}
-        self._listed_again = self._tokenised_again = -inf  # when to ask the server again
+        self._list_again_at = self._tokenise_again_at = -inf  # when to ask the server again
         self._has_told_of_ids = False
         self.client = openai.OpenAI(**self._settings)
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
@@ -137,7 +137,7 @@ class RemoteEngine:
         Raises:
             ServerError: it does not answer.
         """
-        if not self._known and time.monotonic() >= self._listed_again:
+        if not self._known and time.monotonic() >= self._list_again_at:
             try:
                 with told_errors(self.base_url):
                     listed = self.client.models.list(timeout=_CHECK_S).data
@@ -146,7 +146,7 @@ class RemoteEngine:
                     raise
                 listed = []
             self._known = next((model.model_dump() for model in listed if model.id == self.name), {})
-            self._listed_again = time.monotonic() + _ASK_AGAIN_S
+            self._list_again_at = time.monotonic() + _ASK_AGAIN_S
         return self._known
 
     @property
@@ -216,7 +216,7 @@ class RemoteEngine:
         """Return the ids of references, best first, as many as are searched; none where the server does not tell."""
         found: list[list[int]] = []
         room = MOST_IDS
-        if time.monotonic() < self._tokenised_again:
+        if time.monotonic() < self._tokenise_again_at:
             return found
         try:
             for text in dict.fromkeys(texts):
@@ -228,7 +228,7 @@ class RemoteEngine:
             if not self._has_told_of_ids:
                 _log.warning("references are not sent: %s; this is said once", error)
             self._has_told_of_ids = True
-            self._tokenised_again = time.monotonic() + _ASK_AGAIN_S
+            self._tokenise_again_at = time.monotonic() + _ASK_AGAIN_S
         return found
 
     def extra_body(self, options: RequestOptions) -> dict[str, Any]:

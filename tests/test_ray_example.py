@@ -47,6 +47,6 @@ def test_it_answers_and_refuses_beyond_its_queue(address):
     assert httpx.post(address, json={**QUESTION, "max_token": 5}).status_code == 422
     too_long = httpx.post(address, json={**QUESTION, "question": "why " * 100_000}, timeout=60)
     assert (too_long.status_code, "context" in too_long.text) == (413, True)
-    with pytest.raises(httpx.ReadTimeout):  # and the replica is free again
+    with pytest.raises(httpx.ReadTimeout):  # a client that leaves
         httpx.post(address, json={**QUESTION, "max_tokens": 1024}, timeout=0.2)
     assert httpx.post(address, json=QUESTION, timeout=60).json()["answer"] == first.json()["answer"]

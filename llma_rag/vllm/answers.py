@@ -28,8 +28,8 @@ class RecentAnswers:
     def __init__(self, most_ids: int) -> None:
         self._most_each = most_ids // 2
         self._waiting: deque[int] = deque(maxlen=self._most_each)
-        self._filling, self._full = NgramIndex(), NgramIndex()
-        self.indexes = (self._filling, self._full)
+        self.indexes = (NgramIndex(), NgramIndex())
+        self._turn = 0
 
     def __len__(self) -> int:
         return sum(map(len, self.indexes))
@@ -42,10 +42,10 @@ class RecentAnswers:
         """Index up to `room` ids of those that wait; return how many it were."""
         count = min(room, len(self._waiting))
         for _ in range(count):
-            if len(self._filling) == self._most_each:
-                self._filling, self._full = self._full, self._filling
-                self._filling.clear()
-            self._filling.append(self._waiting.popleft())
+            if len(self.indexes[self._turn]) == self._most_each:
+                self._turn = 1 - self._turn
+                self.indexes[self._turn].clear()
+            self.indexes[self._turn].append(self._waiting.popleft())
         return count
 
 
